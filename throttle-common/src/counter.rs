@@ -1,0 +1,370 @@
+//! A count that is exact, and heals itself.
+//!
+//! A counter is a total and a ring of buckets. Each unit is added to the total
+//! and to the bucket of its time; a bucket word packs (label, count). A unit
+//! that ends is taken from its bucket *if the bucket still carries its label*,
+//! and only then from the total. A bucket that has aged is swapped out and what
+//! was left in it is taken from the total. So the total is the sum of the live
+//! buckets, nothing is taken away twice, and a unit that nobody ever ends is
+//! forgiven after one span.
+
+use crate::{
+    place::Place,
+    window::{LABEL_BITS, Label, Window},
+    word::Word,
+};
+
+/// Largest count of one bucket: what is left of a word beside the label.
+pub const BUCKET_MAX: u64 = (1 << (64 - LABEL_BITS)) - 1;
+
+/// How often a lost race for one bucket is tried again. Losing one means that
+/// another CPU got its change in; to lose them all, this many changes must hit
+/// one bucket while one CPU runs a dozen instructions.
+const TRIES: usize = 8;
+
+/// A bucket's word: label above, count below.
+#[derive(Clone, Copy)]
+struct Bucket(u64);
+
+impl Bucket {
+    const EMPTY: Self = Self(0);
+
+    #[inline(always)]
+    const fn new(label: Label, count: u64) -> Self {
+        Self((label.bits() << (64 - LABEL_BITS)) | (count & BUCKET_MAX))
+    }
+
+    #[inline(always)]
+    const fn label(self) -> Label {
+        Label::from_bits(self.0 >> (64 - LABEL_BITS))
+    }
+
+    #[inline(always)]
+    const fn count(self) -> u64 {
+        self.0 & BUCKET_MAX
+    }
+}
+
+/// What came of asking for a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// One unit, and its receipt.
+    Place(Place),
+    /// The limit is reached; nothing was changed.
+    Full,
+    /// No bucket could be had (a race lost too often, or every bucket is held
+    /// by labels of other widths); nothing was changed.
+    Contended,
+}
+
+/// A total and the ring of `N` buckets that it is the sum of. `N` is a power of
+/// two, at most 256. All zero is a counter of nothing.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Counter<const N: usize> {
+    total: Word,
+    swept_at_ns: Word,
+    ring: [Word; N],
+}
+
+impl<const N: usize> Default for Counter<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const N: usize> Counter<N> {
+    const SLOT_MASK: usize = {
+        assert!(N.is_power_of_two() && N <= 256, "a slot must fit its mask and a place");
+        N - 1
+    };
+
+    /// A counter of nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { total: Word::new(0), swept_at_ns: Word::new(0), ring: [const { Word::new(0) }; N] }
+    }
+
+    /// How `span_ns` is cut for a counter of this size.
+    #[inline(always)]
+    #[must_use]
+    pub const fn window(span_ns: u64) -> Window {
+        Window::new(span_ns, N)
+    }
+
+    /// The units counted now.
+    #[inline(always)]
+    pub fn total(&self) -> u64 {
+        self.total.load()
+    }
+
+    /// The sum of the buckets that have not aged at `now_ns`: what
+    /// [`total`](Self::total) will be after the next sweep.
+    pub fn live(&self, window: Window, now_ns: u64) -> u64 {
+        let mut sum = 0;
+        for slot in &self.ring {
+            let bucket = Bucket(slot.load());
+            if bucket.count() > 0 && !window.has_aged(bucket.label(), now_ns) {
+                sum += bucket.count();
+            }
+        }
+        sum
+    }
+
+    /// Takes one unit if fewer than `limit` are counted.
+    #[inline(always)]
+    pub fn take(&self, limit: u64, window: Window, now_ns: u64) -> Taken {
+        // Add first, look afterwards: two CPUs can never both get the last one.
+        if self.total.add(1) >= limit {
+            self.total.sub(1);
+            return Taken::Full;
+        }
+        self.file(window.label(now_ns))
+    }
+
+    /// Takes one unit, whatever is counted already.
+    #[inline(always)]
+    pub fn put(&self, window: Window, now_ns: u64) -> Option<Place> {
+        self.total.add(1);
+        match self.file(window.label(now_ns)) {
+            Taken::Place(place) => Some(place),
+            Taken::Full | Taken::Contended => None,
+        }
+    }
+
+    /// Files a unit that is in the total already under `label`, or takes it out
+    /// of the total again.
+    #[cfg_attr(target_arch = "bpf", inline(never))]
+    fn file(&self, label: Label) -> Taken {
+        // The next slot is asked only when this one holds live units of another
+        // width, that is, after the span was changed.
+        for probe in 0..N {
+            let slot = (label.epoch() as usize).wrapping_add(probe) & Self::SLOT_MASK;
+            let word = &self.ring[slot];
+            for _ in 0..TRIES {
+                let bucket = Bucket(word.load());
+                let count = if bucket.label() == label {
+                    bucket.count()
+                } else if bucket.count() == 0 {
+                    0
+                } else {
+                    break;
+                };
+                if count == BUCKET_MAX {
+                    break;
+                }
+                if word.replace(bucket.0, Bucket::new(label, count + 1).0) {
+                    return Taken::Place(Place::new(slot, label));
+                }
+            }
+        }
+        self.total.sub(1);
+        Taken::Contended
+    }
+
+    /// Ends one unit. `false` if it had been retired already.
+    #[cfg_attr(target_arch = "bpf", inline(never))]
+    pub fn end(&self, place: Place) -> bool {
+        let word = &self.ring[place.slot() & Self::SLOT_MASK];
+        for _ in 0..TRIES {
+            let bucket = Bucket(word.load());
+            if bucket.label() != place.label() || bucket.count() == 0 {
+                return false;
+            }
+            if word.replace(bucket.0, Bucket::new(bucket.label(), bucket.count() - 1).0) {
+                self.total.sub(1);
+                return true;
+            }
+        }
+        // Lost every race: the unit stays until its bucket ages.
+        false
+    }
+
+    /// Retires the buckets that have aged; the number of units forgiven.
+    ///
+    /// Cheap when called often: it looks at the ring once in an eighth of a
+    /// bucket's width.
+    #[inline(always)]
+    pub fn retire(&self, window: Window, now_ns: u64) -> u64 {
+        let swept_at_ns = self.swept_at_ns.load();
+        // A sweep time of the future is a clock that stepped back: sweep.
+        if now_ns >= swept_at_ns && now_ns - swept_at_ns < window.patience_ns() {
+            return 0;
+        }
+        self.swept_at_ns.swap(now_ns);
+        self.sweep(window, now_ns)
+    }
+
+    #[cfg_attr(target_arch = "bpf", inline(never))]
+    fn sweep(&self, window: Window, now_ns: u64) -> u64 {
+        let mut forgiven = 0;
+        for slot in 0..N {
+            let word = &self.ring[slot];
+            for _ in 0..2 {
+                let bucket = Bucket(word.load());
+                if bucket.count() == 0 || !window.has_aged(bucket.label(), now_ns) {
+                    break;
+                }
+                // Exchanged only if unchanged: a blind swap could take out the
+                // fresh units of a bucket that was retired and reused meanwhile.
+                if word.replace(bucket.0, Bucket::EMPTY.0) {
+                    self.total.sub(bucket.count());
+                    forgiven += bucket.count();
+                    break;
+                }
+            }
+        }
+        forgiven
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::NANOS_PER_SEC;
+    use proptest::prelude::*;
+
+    const SPAN: u64 = 30 * NANOS_PER_SEC;
+    type Ring = Counter<64>;
+
+    fn take(counter: &Ring, limit: u64, now: u64) -> Place {
+        match counter.take(limit, Ring::window(SPAN), now) {
+            Taken::Place(place) => place,
+            other @ (Taken::Full | Taken::Contended) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_limit_is_never_passed_by_taking() {
+        let counter = Ring::new();
+        for _ in 0..10 {
+            take(&counter, 10, 5);
+        }
+        assert_eq!(counter.take(10, Ring::window(SPAN), 5), Taken::Full);
+        assert_eq!(counter.total(), 10);
+    }
+
+    #[test]
+    fn putting_does_not_ask_for_the_limit() {
+        let counter = Ring::new();
+        take(&counter, 1, 5);
+        assert!(counter.put(Ring::window(SPAN), 5).is_some());
+        assert_eq!(counter.total(), 2);
+    }
+
+    #[test]
+    fn a_unit_ends_once() {
+        let counter = Ring::new();
+        let place = take(&counter, 1, 5);
+        assert!(counter.end(place));
+        assert!(!counter.end(place));
+        assert_eq!(counter.total(), 0);
+    }
+
+    #[test]
+    fn a_retired_unit_cannot_end() {
+        let counter = Ring::new();
+        let place = take(&counter, 1, 5);
+        assert_eq!(counter.retire(Ring::window(SPAN), 5 + SPAN), 1);
+        assert!(!counter.end(place));
+        assert_eq!(counter.total(), 0);
+    }
+
+    #[test]
+    fn a_changed_span_keeps_the_old_units_and_finds_room_for_new_ones() {
+        let counter = Ring::new();
+        let old: Vec<_> = (0..28).map(|s| take(&counter, 100, s * NANOS_PER_SEC)).collect();
+        let shorter = Ring::window(10 * NANOS_PER_SEC);
+        let now = 28 * NANOS_PER_SEC;
+        let place = counter.put(shorter, now).expect("a slot is free");
+        assert_eq!(counter.total(), 29);
+        assert!(old.into_iter().all(|p| counter.end(p)));
+        assert!(counter.end(place));
+        assert_eq!(counter.total(), 0);
+    }
+
+    #[test]
+    fn a_full_bucket_moves_on_to_another_slot() {
+        let counter = Ring::new();
+        let window = Ring::window(SPAN);
+        let label = window.label(5);
+        counter.ring[label.epoch() as usize & 63].swap(Bucket::new(label, BUCKET_MAX).0);
+        counter.total.swap(BUCKET_MAX);
+        let place = counter.put(window, 5).expect("the next slot is free");
+        assert_ne!(place.slot(), label.epoch() as usize & 63);
+        assert_eq!(counter.total(), BUCKET_MAX + 1);
+    }
+
+    #[test]
+    fn when_no_bucket_can_be_had_nothing_is_counted() {
+        let counter = Ring::new();
+        // Every slot held by live units of another width.
+        let other = Ring::window(86_400 * NANOS_PER_SEC);
+        for slot in 0..64 {
+            counter.ring[slot].swap(Bucket::new(other.label(5), 1).0);
+        }
+        counter.total.swap(64);
+        assert_eq!(counter.take(100, Ring::window(SPAN), 5), Taken::Contended);
+        assert_eq!(counter.total(), 64);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Take,
+        Put,
+        End(usize),
+        Forget(usize),
+        Wait(u64),
+        Span(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => Just(Step::Take),
+            1 => Just(Step::Put),
+            3 => any::<usize>().prop_map(Step::End),
+            1 => any::<usize>().prop_map(Step::Forget),
+            3 => (0..40 * NANOS_PER_SEC).prop_map(Step::Wait),
+            1 => (1..120u64).prop_map(|s| Step::Span(s * NANOS_PER_SEC)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn the_total_is_the_sum_of_the_buckets(steps in prop::collection::vec(step(), 1..200), limit in 1u64..20) {
+            let counter = Ring::new();
+            let mut held: Vec<(Place, u64)> = Vec::new();
+            let (mut now, mut span) = (NANOS_PER_SEC, SPAN);
+            for step in steps {
+                let window = Ring::window(span);
+                counter.retire(window, now);
+                match step {
+                    Step::Take => {
+                        let before = counter.total();
+                        match counter.take(limit, window, now) {
+                            Taken::Place(place) => { prop_assert!(before < limit); held.push((place, now)); }
+                            Taken::Full => prop_assert!(before >= limit),
+                            Taken::Contended => {}
+                        }
+                    }
+                    Step::Put => held.extend(counter.put(window, now).map(|place| (place, now))),
+                    Step::End(i) if !held.is_empty() => {
+                        let (place, since) = held.swap_remove(i % held.len());
+                        // What was forgiven had its time; what was not, counts.
+                        if !counter.end(place) { prop_assert!(now > since); }
+                    }
+                    Step::Forget(i) if !held.is_empty() => { held.swap_remove(i % held.len()); }
+                    Step::End(_) | Step::Forget(_) => {}
+                    Step::Wait(ns) => now += ns,
+                    Step::Span(ns) => span = ns,
+                }
+                let sum: u64 = counter.ring.iter().map(|w| Bucket(w.load()).count()).sum();
+                prop_assert_eq!(counter.total(), sum);
+            }
+            // Whatever was forgotten is forgiven in the end.
+            counter.retire(Ring::window(span), now + 120 * NANOS_PER_SEC + span);
+            prop_assert_eq!(counter.total(), 0);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The decisions of `throttle` and the records its two sides share.
+//!
+//! Everything here is pure: the clock, the settings and the state are
+//! parameters, and every outcome is a value. There are no maps, no statics and
+//! no helpers, so the same code runs in the kernel, under the tests, under a
+//! concurrency model checker and over a capture file.
+//!
+//! Read the modules in this order: [`word`] (one shared number), [`window`]
+//! (how time is cut into buckets), [`counter`] (a count that heals itself),
+//! [`place`] (the receipt for one unit of a count), [`release`] (the fixed
+//! rate), [`policy`] (the settings), [`subject`] (whom a count belongs to),
+//! [`scope`] and [`flow`] (the state of a scope and of an attempt),
+//! [`decision`] (the rules), [`frame`] (what a packet says) and [`record`]
+//! (what the kernel tells the daemon).
+//!
+//! Byte order: addresses and ports are kept as they are on the wire (network
+//! order, as byte arrays); every other number is in host order.
+
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(internal_features, reason = "the BPF target has no stable atomics that return a value")
+)]
+
+pub mod counter;
+pub mod decision;
+pub mod flow;
+pub mod frame;
+pub mod place;
+pub mod policy;
+pub mod record;
+pub mod release;
+pub mod scope;
+pub mod subject;
+#[cfg(feature = "std")]
+pub mod turns;
+pub mod window;
+pub mod word;
+
+/// Nanoseconds in a second.
+pub const NANOS_PER_SEC: u64 = 1_000_000_000;
+/// Nanoseconds in a millisecond.
+pub const NANOS_PER_MILLI: u64 = 1_000_000;
