@@ -200,10 +200,12 @@ pub enum Unhandled {
     NotNeeded,
     /// Endpoints or sockets that could not be remembered.
     Forgotten,
+    /// Packets for which the deciding program was not there.
+    StepMissing,
 }
 
 /// How many [`Unhandled`] there are.
-pub const UNHANDLED: usize = 8;
+pub const UNHANDLED: usize = 9;
 
 /// The names of [`Unhandled`], in the order of their index.
 pub const UNHANDLED_NAMES: [&str; UNHANDLED] = [
@@ -215,4 +217,28 @@ pub const UNHANDLED_NAMES: [&str; UNHANDLED] = [
     "frame_too_long",
     "not_needed",
     "forgotten",
+    "step_missing",
 ];
+
+/// The programs that decide about a packet, as indices of the table by which
+/// the programs that read it find them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Step {
+    /// A SYN on its way out, at egress.
+    SynAtEgress = 0,
+    /// A SYN on its way out, at ingress (of the host's side of a pod's veth).
+    SynAtIngress,
+    /// A SYN that the daemon re-sends on a device whose ingress is watched: it
+    /// turns round when it is released.
+    SynTurning,
+    /// What may end an attempt.
+    Answer,
+}
+
+/// How many [`Step`] there are.
+pub const STEPS: u32 = 4;
+
+/// The names of the programs of each [`Step`], in the order of their index.
+pub const STEP_PROGRAMS: [&str; STEPS as usize] =
+    ["syn_at_egress", "syn_at_ingress", "syn_turning", "answer"];

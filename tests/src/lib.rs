@@ -1,0 +1,61 @@
+//! The lab of throttle's integration tests: small networks that exist only in
+//! network namespaces made for one test, with real clients and servers in
+//! them, and a capture that says what was really on the wire.
+//!
+//! Nothing here touches the network of the machine. Namespaces have no name
+//! and no mount: a file descriptor keeps them, so they are gone when their
+//! last user is, even after a crash.
+//!
+//! | module | offers |
+//! |---|---|
+//! | [`netns`] | a namespace, threads and programs inside it |
+//! | [`process`] | a program inside a namespace, a cgroup, under another user |
+//! | [`topology`] | ready networks: [`Lab`] |
+//! | [`addresses`] | what answers, refuses, is unreachable or dead |
+//! | [`capture`], [`frame`] | what arrived, when, decoded |
+//! | [`dial`] | many connection attempts at once |
+//! | [`serve`] | something that answers |
+//! | [`cgroup`] | cgroups of a test's own |
+//! | [`inject`] | forged answers |
+//! | [`throttle_cmd`] | the program under test |
+//! | [`hooks`] | what is attached where, to compare before with after |
+//! | [`clients`] | curl, nmap, ss … |
+//! | [`wait`] | waiting for a state |
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "a test stops at the first surprise, and says so by panicking"
+)]
+
+pub mod addresses;
+pub mod capture;
+pub mod cgroup;
+pub mod clients;
+pub mod dial;
+pub mod frame;
+pub mod hooks;
+pub mod inject;
+pub mod netns;
+pub mod process;
+mod pump;
+pub mod serve;
+mod sys;
+mod tags;
+pub mod throttle_cmd;
+pub mod topology;
+mod unreachable;
+pub mod wait;
+
+pub use self::{
+    capture::Capture,
+    cgroup::Cgroup,
+    dial::Dialer,
+    netns::Namespace,
+    process::Program,
+    serve::{Behaviour, Server},
+    throttle_cmd::Throttle,
+    topology::Lab,
+    wait::{holds_for, wait_for, wait_until},
+};

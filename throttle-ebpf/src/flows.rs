@@ -1,0 +1,37 @@
+//! The table of unanswered attempts.
+
+use aya_ebpf::{macros::map, maps::LruHashMap};
+use throttle_common::flow::{Flow, FlowKey};
+
+use crate::{BPF_F_NO_COMMON_LRU, BPF_NOEXIST};
+
+/// Values are shared, only the LRU lists are per CPU: an answer is often
+/// handled by another CPU than the SYN. Sized when loaded.
+#[map(name = "FLOWS")]
+static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, BPF_F_NO_COMMON_LRU);
+
+/// The attempt with this key.
+///
+/// The memory may be given to another attempt while it is looked at; the phase
+/// word makes changes on behalf of the old one fail.
+#[inline(always)]
+#[must_use]
+pub fn get(key: &FlowKey) -> Option<&'static Flow> {
+    // SAFETY: values of a preallocated map stay mapped; see above for reuse.
+    unsafe { FLOWS.get(key) }
+}
+
+/// Puts a new attempt into the table. `false` if one with this key is there
+/// already, or no room could be made.
+#[inline(always)]
+#[must_use]
+pub fn insert(key: &FlowKey, flow: &Flow) -> bool {
+    FLOWS.insert(key, flow, BPF_NOEXIST).is_ok()
+}
+
+/// Takes an attempt that has ended out of the table.
+#[inline(always)]
+pub fn remove(key: &FlowKey) {
+    // It may be gone already: whoever was first.
+    let _ = FLOWS.remove(key);
+}

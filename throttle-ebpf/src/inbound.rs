@@ -1,0 +1,144 @@
+//! Packets on their way in: what ends an attempt.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use throttle_common::{
+    decision,
+    flow::{Flow, FlowKey, Phase},
+    frame::{self, Headers, Kind, Link, Quoted},
+    record::{Tally, Unhandled},
+    subject::LineKey,
+};
+
+use crate::{
+    endpoints, events, flows, outbound, scopes,
+    scratch::{self, Seen},
+    settings, skb::Skb, sockets, tallies,
+    unhandled,
+};
+
+/// What a packet on its way in is to the throttle. What it says is noted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Incoming {
+    /// The peer took the attempt up.
+    SynAck = 1,
+    /// The peer refused it.
+    Reset = 2,
+    /// An ICMP error about an attempt.
+    IcmpError = 3,
+    /// A SYN. On the way in it is somebody else's attempt, or the daemon's copy
+    /// on the egress hook of a device whose ingress is watched.
+    Syn,
+    /// Nothing of these.
+    Other,
+}
+
+/// Reads a packet on its way in. Most have passed after a few reads of their
+/// headers, without a helper call or a map look-up.
+#[inline(always)]
+pub fn read(skb: &Skb, link: Link) -> Incoming {
+    // The second round is for headers that were not in the linear part.
+    for round in 0..2 {
+        let packet = skb.packet();
+        match frame::headers(&packet, link) {
+            Headers::Other => return Incoming::Other,
+            Headers::Found(layout) => match frame::kind(&packet, &layout) {
+                Kind::Other => return Incoming::Other,
+                Kind::SynAck => {
+                    if let Some(answer) = frame::answer(&packet, &layout) {
+                        return note(answer.key, answer.ack, Incoming::SynAck);
+                    }
+                }
+                Kind::Reset => {
+                    if let Some(answer) = frame::answer(&packet, &layout) {
+                        return note(answer.key, answer.ack, Incoming::Reset);
+                    }
+                }
+                Kind::IcmpError => match frame::quote(&packet, &layout) {
+                    Quoted::Tcp(quote) => {
+                        return note(quote.key, quote.seq, Incoming::IcmpError);
+                    }
+                    Quoted::Other => return Incoming::Other,
+                    Quoted::Unparsed => {}
+                },
+                Kind::Syn => {
+                    if let Some(syn) = frame::syn(&packet, &layout) {
+                        return if outbound::note(&syn, &layout) { Incoming::Syn } else { Incoming::Other };
+                    }
+                }
+                Kind::Unparsed => {}
+            },
+            Headers::Unparsed => {}
+        }
+        if round > 0 || !skb.pull() {
+            break;
+        }
+    }
+    unhandled::count(Unhandled::Unparsed);
+    Incoming::Other
+}
+
+#[inline(always)]
+fn note(key: FlowKey, number: u32, incoming: Incoming) -> Incoming {
+    let seen = Seen {
+        key,
+        number,
+        incoming: incoming as u32,
+        data_len: 0,
+        network_offset: 0,
+        transport_offset: 0,
+    };
+    if scratch::note(seen) { incoming } else { Incoming::Other }
+}
+
+/// An answer or an ICMP error was noted: it ends its attempt if it carries the
+/// right number, and a SYN-ACK makes the endpoint known.
+#[inline(always)]
+pub fn on_answer() {
+    const SYN_ACK: u32 = Incoming::SynAck as u32;
+    const RESET: u32 = Incoming::Reset as u32;
+    let Some(seen) = scratch::seen() else { return };
+    let Some(flow) = flows::get(&seen.key) else { return };
+    let (fits, how) = match seen.incoming {
+        SYN_ACK => (decision::acknowledges(flow, seen.number), Tally::Answered),
+        RESET => (decision::acknowledges(flow, seen.number), Tally::Refused),
+        _ => (decision::is_quoted(flow, seen.number), Tally::Unreachable),
+    };
+    if !fits || !may_be_answered(flow) {
+        return;
+    }
+    if seen.incoming == SYN_ACK {
+        // SAFETY: a helper without arguments.
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        endpoints::remember(&seen.key.endpoint(), now_ns);
+    }
+    finish(flow, how);
+    flows::remove(&seen.key);
+}
+
+/// Nothing of a deferred attempt went out, so nobody can answer it.
+#[inline(always)]
+fn may_be_answered(flow: &Flow) -> bool {
+    flow.phase() != Phase::Deferred || flow.is_on_wire()
+}
+
+/// Ends an attempt: its place is free, its line moves up, and if somebody waits
+/// for the place the daemon is told. The caller takes it out of the table.
+#[inline(never)]
+pub fn finish(flow: &Flow, how: Tally) {
+    let scope = scopes::get(&flow.scope);
+    let line = scopes::line(&LineKey { scope: flow.scope, owner: flow.owner });
+    if decision::end(scope, line, flow).is_none() {
+        return;
+    }
+    tallies::count(&flow.scope, how);
+    sockets::forget(flow.cookie);
+    if let Some(scope) = scope
+        && let Some((policy, daemon)) = settings::get()
+        && daemon.generation != 0
+        && scope.should_tell_of_room(policy)
+        && !events::room(&flow.scope)
+    {
+        scope.room_seen();
+    }
+}

@@ -1,0 +1,353 @@
+//! SYNs on their way out: rules 1 to 5.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_log_ebpf::warn;
+use throttle_common::{
+    decision::{self, Admission, Again, Context, Deferral, Offer, Verdict},
+    flow::{Attempt, Entry, Flow},
+    frame::{self, Headers, Kind, Layout, Link, Syn},
+    policy::Mode,
+    record::{FRAME_MAX, Step, Tally, Unhandled},
+    scope::Scope,
+    subject::{LineKey, Subject, SubjectKind},
+};
+
+use crate::{
+    endpoints, events, flows,
+    inbound::{self, Incoming},
+    scopes,
+    scratch::{self, Seen},
+    settings,
+    skb::Skb,
+    sockets, steps, tallies, unhandled,
+};
+
+/// Looks at a packet on its way out, and goes on to `step` if it is a SYN. What
+/// is none has passed after a few reads of its headers, without a helper call or
+/// a map look-up.
+#[inline(always)]
+pub fn look(skb: &Skb, link: Link, step: Step) {
+    if read(skb, link) {
+        steps::go_on(skb, step);
+    }
+}
+
+/// Whether the packet is a SYN; if it is, what it says is noted.
+#[inline(always)]
+pub fn read(skb: &Skb, link: Link) -> bool {
+    // The second round is for headers that were not in the linear part.
+    for round in 0..2 {
+        let packet = skb.packet();
+        match frame::headers(&packet, link) {
+            Headers::Other => return false,
+            Headers::Found(layout) => match frame::kind(&packet, &layout) {
+                Kind::Syn => {
+                    if let Some(syn) = frame::syn(&packet, &layout) {
+                        return note(&syn, &layout);
+                    }
+                }
+                Kind::SynAck | Kind::Reset | Kind::IcmpError | Kind::Other => return false,
+                Kind::Unparsed => {}
+            },
+            Headers::Unparsed => {}
+        }
+        if round > 0 || !skb.pull() {
+            break;
+        }
+    }
+    unhandled::count(Unhandled::Unparsed);
+    false
+}
+
+/// Notes what a SYN says.
+#[inline(always)]
+pub fn note(syn: &Syn, layout: &Layout) -> bool {
+    scratch::note(Seen {
+        key: syn.key,
+        number: syn.isn,
+        incoming: Incoming::Syn as u32,
+        data_len: syn.data_len,
+        network_offset: layout.network_offset,
+        transport_offset: layout.transport_offset,
+    })
+}
+
+/// Whether the daemon sent the packet. Nobody else can have its socket's cookie.
+#[inline(always)]
+fn offer_of(daemon_cookie: u64, cookie: u64) -> Offer {
+    if daemon_cookie != 0 && cookie == daemon_cookie { Offer::Daemon } else { Offer::Sender }
+}
+
+/// Whether the daemon sent the packet.
+#[inline(always)]
+#[must_use]
+pub fn is_daemons(skb: &Skb) -> bool {
+    settings::daemon()
+        .is_some_and(|daemon| offer_of(daemon.cookie, skb.socket_cookie()) == Offer::Daemon)
+}
+
+/// Decides about the SYN that was noted.
+#[inline(always)]
+pub fn on_syn(skb: &Skb) -> Verdict {
+    let Some(syn) = scratch::seen() else { return Verdict::Pass };
+    let Some((policy, daemon)) = settings::get() else { return Verdict::Pass };
+    // SAFETY: a helper without arguments.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let context = Context { policy, daemon, now_ns };
+    let cookie = skb.socket_cookie();
+    let offer = offer_of(daemon.cookie, cookie);
+    let known = endpoints::is_known(&syn.key.endpoint(), policy.known_for_ns, now_ns);
+
+    if let Some(flow) = flows::get(&syn.key) {
+        if flow.isn == syn.number {
+            let again = on_known_flow(skb, &context, syn, flow, offer, known);
+            if again != Again::Ended {
+                return again.verdict(offer, policy.mode(), was_on_wire(flow, offer));
+            }
+        } else if offer == Offer::Sender {
+            // The same addresses and ports with another sequence number: the
+            // old attempt is over.
+            inbound::finish(flow, Tally::Aborted);
+        }
+        if offer == Offer::Sender {
+            flows::remove(&syn.key);
+        }
+    }
+    match offer {
+        Offer::Daemon => {
+            unhandled::count(Unhandled::NotNeeded);
+            Verdict::Swallow
+        }
+        Offer::Sender => on_new(skb, &context, syn, cookie, known),
+    }
+}
+
+/// Whether an earlier packet of the attempt went out; notes that this one does
+/// if its sender sent it.
+#[inline(always)]
+fn was_on_wire(flow: &Flow, offer: Offer) -> bool {
+    match offer {
+        Offer::Daemon => flow.is_on_wire(),
+        Offer::Sender => false,
+    }
+}
+
+/// Rule 2.
+#[inline(always)]
+fn on_known_flow(
+    skb: &Skb,
+    context: &Context<'_>,
+    syn: &Seen,
+    flow: &'static Flow,
+    offer: Offer,
+    known: bool,
+) -> Again {
+    let Some(scope) = scopes::get_or_make(&flow.scope) else {
+        unhandled::count(Unhandled::ScopeTableFull);
+        return Again::HalfOpen;
+    };
+    retire(context, &flow.scope, scope);
+    if offer == Offer::Daemon {
+        scope.room_seen();
+    }
+    let line = scopes::line(&LineKey { scope: flow.scope, owner: flow.owner });
+    let again = decision::seen_again(context, scope, line, flow, offer, known, skb.ifindex());
+    match again {
+        Again::Released => {
+            tallies::count(&flow.scope, Tally::Released);
+            if offer == Offer::Sender {
+                flow.goes_out();
+            }
+        }
+        Again::NowCounted => endpoints::forget(&syn.key.endpoint()),
+        Again::HandOver => {
+            hand_over(skb, context, syn, flow, scope);
+            note_monitored(context, flow);
+        }
+        Again::StillDeferred => note_monitored(context, flow),
+        Again::NotNeeded => {
+            unhandled::count(Unhandled::NotNeeded);
+        }
+        Again::HalfOpen | Again::Ended => {}
+    }
+    again
+}
+
+/// In monitor mode a deferred attempt's packet goes out.
+#[inline(always)]
+fn note_monitored(context: &Context<'_>, flow: &Flow) {
+    if matches!(context.policy.mode(), Mode::Monitor) {
+        flow.goes_out();
+    }
+}
+
+/// Hands a deferred attempt's frame to the daemon, and notes to which.
+#[inline(always)]
+fn hand_over(
+    skb: &Skb,
+    context: &Context<'_>,
+    syn: &Seen,
+    flow: &Flow,
+    scope: &Scope,
+) {
+    if context.daemon.generation != 0
+        && events::deferred(skb, syn, flow, context.now_ns)
+    {
+        flow.hand_to(context.daemon.generation);
+        // The daemon looks at the scope when it reads the record.
+        scope.room_seen();
+    }
+}
+
+#[inline(always)]
+fn retire(context: &Context<'_>, subject: &Subject, scope: &Scope) {
+    let expired = scope.retire(context.policy, context.now_ns);
+    if expired > 0 {
+        tallies::add(subject, Tally::Expired, expired);
+    }
+}
+
+/// The scope whose limit an attempt counts against.
+#[inline(always)]
+fn scope_of(skb: &Skb, scope_kind: u32, syn: &Seen) -> Subject {
+    match SubjectKind::from_raw(scope_kind) {
+        Some(SubjectKind::Source) => Subject::source(syn.key.source),
+        Some(SubjectKind::Cgroup) => Subject::numbered(SubjectKind::Cgroup, skb.cgroup_id()),
+        // Users and processes are known once sockets have owners.
+        Some(SubjectKind::Interface | SubjectKind::User | SubjectKind::Process) | None => {
+            Subject::numbered(SubjectKind::Interface, u64::from(skb.ifindex()))
+        }
+    }
+}
+
+/// Whose line an attempt stands in: its socket's cgroup, else its source.
+#[inline(always)]
+fn owner_of(skb: &Skb, syn: &Seen) -> Subject {
+    match skb.cgroup_id() {
+        0 => Subject::source(syn.key.source),
+        id => Subject::numbered(SubjectKind::Cgroup, id),
+    }
+}
+
+/// Rules 3 to 5.
+#[inline(always)]
+fn on_new(
+    skb: &Skb,
+    context: &Context<'_>,
+    syn: &Seen,
+    cookie: u64,
+    known: bool,
+) -> Verdict {
+    let attempt = Attempt {
+        isn: syn.number,
+        data_len: syn.data_len,
+        ifindex: skb.ifindex(),
+        cookie,
+        scope: scope_of(skb, context.policy.scope, syn),
+        owner: owner_of(skb, syn),
+        too_long: skb.len() as usize > FRAME_MAX,
+    };
+    let Some(scope) = scopes::get_or_make(&attempt.scope) else {
+        unhandled::count(Unhandled::ScopeTableFull);
+        return Verdict::Pass;
+    };
+    retire(context, &attempt.scope, scope);
+    tallies::count(&attempt.scope, Tally::Attempts);
+    let entry = match decision::admit(context, scope, known) {
+        Admission::Known => Entry::Known,
+        Admission::Counted(place) => Entry::Counted(place),
+        Admission::Full => return on_full(skb, context, syn, &attempt, scope),
+        Admission::Unaccountable => return pass_unaccounted(&attempt),
+    };
+    if let Some(verdict) = insert(skb, context, syn, &attempt, scope, entry) {
+        return verdict;
+    }
+    if entry == Entry::Known {
+        tallies::count(&attempt.scope, Tally::Known);
+    }
+    tallies::count(&attempt.scope, Tally::Passed);
+    Verdict::Pass
+}
+
+#[inline(always)]
+fn pass_unaccounted(attempt: &Attempt) -> Verdict {
+    unhandled::count(Unhandled::Unaccountable);
+    tallies::count(&attempt.scope, Tally::Passed);
+    Verdict::Pass
+}
+
+/// Puts the attempt into the table. If it does not get in, what it took is
+/// given back, and this is the verdict.
+#[inline(always)]
+fn insert(
+    skb: &Skb,
+    context: &Context<'_>,
+    syn: &Seen,
+    attempt: &Attempt,
+    scope: &Scope,
+    entry: Entry,
+) -> Option<Verdict> {
+    let flow = scratch::flow(Flow::new(attempt, entry, context.now_ns));
+    if flow.is_some_and(|flow| flows::insert(&syn.key, flow)) {
+        sockets::remember(attempt.cookie, &syn.key);
+        return None;
+    }
+    let line = scopes::line(&LineKey { scope: attempt.scope, owner: attempt.owner });
+    decision::undo(scope, line, entry);
+    // How many were lost is in the count; the log says it ever more rarely.
+    let before = unhandled::count(Unhandled::FlowTableFull);
+    if before & (before + 1) == 0 {
+        warn!(&skb.context(), "no room for an attempt in the table of flows: {} before it", before);
+    }
+    Some(Verdict::Pass)
+}
+
+/// Rule 5.
+#[inline(always)]
+fn on_full(
+    skb: &Skb,
+    context: &Context<'_>,
+    syn: &Seen,
+    attempt: &Attempt,
+    scope: &'static Scope,
+) -> Verdict {
+    let Context { policy, now_ns, .. } = *context;
+    let Some(line) = scopes::line_or_make(&LineKey { scope: attempt.scope, owner: attempt.owner })
+    else {
+        unhandled::count(Unhandled::ScopeTableFull);
+        return pass_unaccounted(attempt);
+    };
+    let episode_begins = match decision::defer(context, scope, line) {
+        Deferral::Unaccountable => return pass_unaccounted(attempt),
+        Deferral::Overflow { episode_begins } => {
+            tallies::count(&attempt.scope, Tally::Overflowed);
+            episode_begins
+        }
+        Deferral::Waits { entry, episode_begins } => {
+            if let Some(verdict) = insert(skb, context, syn, attempt, scope, entry) {
+                return verdict;
+            }
+            tallies::count(&attempt.scope, Tally::Deferred);
+            if let Some(flow) = flows::get(&syn.key) {
+                hand_over(skb, context, syn, flow, scope);
+            }
+            episode_begins
+        }
+    };
+    if episode_begins
+        && !events::limit_reached(
+            policy,
+            (&attempt.scope, scope),
+            &attempt.owner,
+            &syn.key,
+            attempt.ifindex,
+            now_ns,
+        )
+    {
+        scope.forget_episode(now_ns);
+    }
+    match policy.mode() {
+        Mode::Enforce => Verdict::Swallow,
+        Mode::Monitor => Verdict::Pass,
+    }
+}

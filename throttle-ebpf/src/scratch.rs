@@ -1,0 +1,77 @@
+//! What was read from a packet, kept outside the stack.
+//!
+//! A program's stack is 512 bytes, and the verifier walks what follows the
+//! parser once for every path through the parser unless the results lie where
+//! it does not track them. So the parser leaves them here.
+//!
+//! One for each CPU is enough: a TC program runs with softirqs off, so no other
+//! packet comes in between on this CPU.
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use throttle_common::{
+    flow::{Flow, FlowKey},
+    policy::ONLY,
+};
+
+/// What was read from a packet.
+#[repr(C)]
+pub struct Seen {
+    /// Addresses and ports of the attempt that it belongs to.
+    pub key: FlowKey,
+    /// The initial sequence number of a SYN, the acknowledgment number of an
+    /// answer, the sequence number that an ICMP error quotes.
+    pub number: u32,
+    /// An [`Incoming`](crate::inbound::Incoming), of an answer.
+    pub incoming: u32,
+    /// Bytes of data in a SYN.
+    pub data_len: u32,
+    /// Where the IP header begins.
+    pub network_offset: u32,
+    /// Where the TCP header begins.
+    pub transport_offset: u32,
+}
+
+/// The room of one CPU.
+#[repr(C)]
+pub struct Scratch {
+    /// What was read from the packet.
+    pub seen: Seen,
+    /// Room to put a new entry together.
+    flow: Flow,
+}
+
+#[map(name = "SCRATCH")]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Writes down what was read. `false` if there is nowhere to.
+#[inline(always)]
+#[must_use]
+pub fn note(seen: Seen) -> bool {
+    let Some(scratch) = SCRATCH.get_ptr_mut(ONLY) else { return false };
+    // SAFETY: this CPU's own, see above; nothing refers to it yet.
+    unsafe {
+        (&raw mut (*scratch).seen).write(seen);
+    }
+    true
+}
+
+/// What was read.
+#[inline(always)]
+#[must_use]
+pub fn seen() -> Option<&'static Seen> {
+    // SAFETY: this CPU's own, see above; written before the packet is decided
+    // about, and not again until the next one.
+    Some(unsafe { &(*SCRATCH.get_ptr(ONLY)?).seen })
+}
+
+/// Puts an entry together, to be copied into the table.
+#[inline(always)]
+#[must_use]
+pub fn flow(flow: Flow) -> Option<&'static Flow> {
+    let scratch = SCRATCH.get_ptr_mut(ONLY)?;
+    // SAFETY: this CPU's own, see above; nothing refers to its flow by now.
+    unsafe {
+        (&raw mut (*scratch).flow).write(flow);
+        Some(&(*scratch).flow)
+    }
+}

@@ -1,0 +1,159 @@
+//! The socket buffer, as a TC program sees it.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_F_INGRESS},
+    helpers::{
+        bpf_get_socket_cookie, bpf_redirect, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+        bpf_skb_pull_data,
+    },
+    programs::TcContext,
+};
+
+use crate::packet::Bytes;
+
+/// How much of a packet is made linear when its headers are not: as much as a
+/// record carries, and more than an ICMP error must quote.
+const PULL_MAX: u32 = 256;
+
+/// A socket buffer at TC.
+#[derive(Clone, Copy)]
+pub struct Skb {
+    skb: *mut __sk_buff,
+}
+
+impl Skb {
+    /// The socket buffer of a TC program's context.
+    #[inline(always)]
+    pub fn new(context: &TcContext) -> Self {
+        Self { skb: context.as_ptr().cast() }
+    }
+
+    /// The context again, for a log line.
+    #[inline(always)]
+    pub fn context(&self) -> TcContext {
+        TcContext::new(self.skb)
+    }
+
+    #[inline(always)]
+    fn field<T>(&self, read: impl FnOnce(&__sk_buff) -> T) -> T {
+        // SAFETY: the kernel hands the program a valid context for as long as
+        // it runs; the verifier turns field reads into reads of the sk_buff.
+        read(unsafe { &*self.skb })
+    }
+
+    /// The linear part of the packet.
+    #[inline(always)]
+    pub fn packet(&self) -> Bytes {
+        let data = self.field(|skb| skb.data) as usize;
+        let data_end = self.field(|skb| skb.data_end) as usize;
+        // SAFETY: data and data_end bound the packet; the verifier refuses any
+        // use of them after a helper that could move it.
+        unsafe { Bytes::new(data, data_end) }
+    }
+
+    /// Length of the whole packet in bytes.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.field(|skb| skb.len)
+    }
+
+    /// Whether it has no bytes.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Index of the device the packet is on.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        self.field(|skb| skb.ifindex)
+    }
+
+    /// The packet's mark.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        self.field(|skb| skb.mark)
+    }
+
+    /// The packet's priority.
+    #[inline(always)]
+    pub fn priority(&self) -> u32 {
+        self.field(|skb| skb.priority)
+    }
+
+    /// The VLAN tag kept beside the packet: protocol in the upper half, tag
+    /// control information in the lower, in host order; 0 if there is none.
+    #[inline(always)]
+    pub fn vlan(&self) -> u32 {
+        if self.field(|skb| skb.vlan_present) == 0 {
+            return 0;
+        }
+        let protocol = self.field(|skb| skb.vlan_proto) as u16;
+        let tci = self.field(|skb| skb.vlan_tci) as u16;
+        (u32::from(u16::from_be(protocol)) << 16) | u32::from(tci)
+    }
+
+    /// Makes the headers linear if they are not. `false` if that was not the
+    /// trouble, or cannot be helped.
+    #[inline(always)]
+    pub fn pull(&self) -> bool {
+        let len = self.len();
+        let want = if len < PULL_MAX { len } else { PULL_MAX };
+        if self.packet().len() >= want as usize {
+            return false;
+        }
+        // SAFETY: a valid context; no packet pointer is used across the call.
+        unsafe { bpf_skb_pull_data(self.skb, want) == 0 }
+    }
+
+    /// The cookie of the socket that sent the packet; 0 if it has none here.
+    #[inline(always)]
+    pub fn socket_cookie(&self) -> u64 {
+        // SAFETY: a valid context.
+        unsafe { bpf_get_socket_cookie(self.skb.cast()) }
+    }
+
+    /// The cgroup v2 id of the socket that sent the packet; 0 if it has none
+    /// here.
+    #[inline(always)]
+    pub fn cgroup_id(&self) -> u64 {
+        // SAFETY: a valid context.
+        unsafe { bpf_skb_cgroup_id(self.skb) }
+    }
+
+    /// Copies the first `len` bytes of the frame to `to`.
+    ///
+    /// # Safety
+    ///
+    /// `to` must be valid for writes of `len` bytes, and `len` must be a number
+    /// that the verifier knows to be in `1..=` the size of what `to` points to.
+    #[inline(always)]
+    pub unsafe fn copy_frame(&self, to: *mut u8, len: u32) -> bool {
+        // SAFETY: as promised by the caller.
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), 0, to.cast(), len) == 0 }
+    }
+
+    /// Sends the packet to a device that does not exist: it vanishes, and TCP
+    /// takes it for sent. Returns the program's return code.
+    ///
+    /// TCX knows no `TC_ACT_STOLEN`: it would let the packet pass
+    /// (`tcx_action_code` in include/net/tcx.h).
+    #[inline(always)]
+    pub fn vanish(&self) -> i32 {
+        redirect(0, 0)
+    }
+
+    /// Turns the packet round: it comes in on the device that it was about to
+    /// leave by. Returns the program's return code.
+    #[inline(always)]
+    pub fn turn_round(&self) -> i32 {
+        redirect(self.ifindex(), u64::from(BPF_F_INGRESS))
+    }
+}
+
+#[inline(always)]
+fn redirect(ifindex: u32, flags: u64) -> i32 {
+    // SAFETY: a helper that takes two numbers.
+    unsafe { bpf_redirect(ifindex, flags) as i32 }
+}
