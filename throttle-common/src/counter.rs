@@ -57,6 +57,15 @@ pub enum Taken {
     Contended,
 }
 
+/// What came of adding to one bucket.
+enum Filing {
+    Done(Place),
+    /// Another CPU changed the bucket in this moment.
+    Raced,
+    /// It holds live units of another label, or as many as fit.
+    Occupied,
+}
+
 /// A total and the ring of `N` buckets that it is the sum of. `N` is a power of
 /// two, at most 256. All zero is a counter of nothing.
 #[repr(C)]
@@ -134,37 +143,73 @@ impl<const N: usize> Counter<N> {
 
     /// Files a unit that is in the total already under `label`, or takes it out
     /// of the total again.
-    #[cfg_attr(target_arch = "bpf", inline(never))]
+    #[inline(always)]
     fn file(&self, label: Label) -> Taken {
-        // The next slot is asked only when this one holds live units of another
-        // width, that is, after the span was changed.
-        for probe in 0..N {
-            let slot = (label.epoch() as usize).wrapping_add(probe) & Self::SLOT_MASK;
-            let word = &self.ring[slot];
-            for _ in 0..TRIES {
-                let bucket = Bucket(word.load());
-                let count = if bucket.label() == label {
-                    bucket.count()
-                } else if bucket.count() == 0 {
-                    0
-                } else {
-                    break;
-                };
-                if count == BUCKET_MAX {
-                    break;
-                }
-                if word.replace(bucket.0, Bucket::new(label, count + 1).0) {
-                    return Taken::Place(Place::new(slot, label));
-                }
+        #[cfg(target_arch = "bpf")]
+        let place = kernel::file(self, label);
+        #[cfg(not(target_arch = "bpf"))]
+        let place = self.file_now(label);
+        match place {
+            Some(place) => Taken::Place(place),
+            None => Taken::Contended,
+        }
+    }
+
+    #[inline(always)]
+    fn file_now(&self, label: Label) -> Option<Place> {
+        // The slot of its epoch is free or carries the label already, unless the
+        // span was changed and it holds live units of another width.
+        let first = label.epoch() as usize & Self::SLOT_MASK;
+        for _ in 0..TRIES {
+            match self.file_in(first, label) {
+                Filing::Done(place) => return Some(place),
+                Filing::Raced => {}
+                Filing::Occupied => return self.file_elsewhere(first, label),
             }
         }
         self.total.sub(1);
-        Taken::Contended
+        None
+    }
+
+    #[inline(always)]
+    fn file_elsewhere(&self, first: usize, label: Label) -> Option<Place> {
+        for probe in 1..N {
+            let slot = first.wrapping_add(probe) & Self::SLOT_MASK;
+            if let Filing::Done(place) = self.file_in(slot, label) {
+                return Some(place);
+            }
+        }
+        self.total.sub(1);
+        None
+    }
+
+    /// Adds one to the bucket in `slot` if that carries `label` or is free.
+    #[inline(always)]
+    fn file_in(&self, slot: usize, label: Label) -> Filing {
+        let word = &self.ring[slot & Self::SLOT_MASK];
+        let bucket = Bucket(word.load());
+        let count = if bucket.label() == label { bucket.count() } else { 0 };
+        if (bucket.label() != label && bucket.count() > 0) || count == BUCKET_MAX {
+            return Filing::Occupied;
+        }
+        if word.replace(bucket.0, Bucket::new(label, count + 1).0) {
+            Filing::Done(Place::new(slot, label))
+        } else {
+            Filing::Raced
+        }
     }
 
     /// Ends one unit. `false` if it had been retired already.
-    #[cfg_attr(target_arch = "bpf", inline(never))]
+    #[inline(always)]
     pub fn end(&self, place: Place) -> bool {
+        #[cfg(target_arch = "bpf")]
+        return kernel::end(self, place);
+        #[cfg(not(target_arch = "bpf"))]
+        self.end_now(place)
+    }
+
+    #[inline(always)]
+    fn end_now(&self, place: Place) -> bool {
         let word = &self.ring[place.slot() & Self::SLOT_MASK];
         for _ in 0..TRIES {
             let bucket = Bucket(word.load());
@@ -192,11 +237,14 @@ impl<const N: usize> Counter<N> {
             return 0;
         }
         self.swept_at_ns.swap(now_ns);
-        self.sweep(window, now_ns)
+        #[cfg(target_arch = "bpf")]
+        return kernel::sweep(self, window, now_ns);
+        #[cfg(not(target_arch = "bpf"))]
+        self.sweep_now(window, now_ns)
     }
 
-    #[cfg_attr(target_arch = "bpf", inline(never))]
-    fn sweep(&self, window: Window, now_ns: u64) -> u64 {
+    #[inline(always)]
+    fn sweep_now(&self, window: Window, now_ns: u64) -> u64 {
         let mut forgiven = 0;
         for slot in 0..N {
             let word = &self.ring[slot];
@@ -215,6 +263,88 @@ impl<const N: usize> Counter<N> {
             }
         }
         forgiven
+    }
+}
+
+/// The loops, as functions that the verifier looks at on their own.
+///
+/// It walks a *global* function once, whatever its callers know; it would walk
+/// a loop inside its caller once for every state the caller can be in, and give
+/// up. Global functions take pointers since Linux 5.12 (`btf_prepare_func_args`
+/// in kernel/bpf/btf.c); they must look for NULL themselves.
+#[cfg(target_arch = "bpf")]
+mod kernel {
+    use super::Counter;
+    use crate::{
+        place::Place,
+        scope::{LINE_SLOTS, SCOPE_SLOTS},
+        window::{Label, Window},
+    };
+
+    macro_rules! global_functions {
+        ($slots:expr, $file:ident, $end:ident, $sweep:ident) => {
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $file(counter: *const Counter<$slots>, label: u64) -> u64 {
+                // SAFETY: NULL, or a value of a map, which the verifier checks
+                // at each call.
+                let Some(counter) = (unsafe { counter.as_ref() }) else { return 0 };
+                counter.file_now(Label::from_bits(label)).map_or(0, Place::bits)
+            }
+
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $end(counter: *const Counter<$slots>, place: u64) -> u64 {
+                // SAFETY: as above.
+                let Some(counter) = (unsafe { counter.as_ref() }) else { return 0 };
+                Place::from_bits(place).map_or(0, |place| u64::from(counter.end_now(place)))
+            }
+
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $sweep(counter: *const Counter<$slots>, span_ns: u64, now_ns: u64) -> u64 {
+                // SAFETY: as above.
+                let Some(counter) = (unsafe { counter.as_ref() }) else { return 0 };
+                counter.sweep_now(Window::new(span_ns, $slots), now_ns)
+            }
+        };
+    }
+
+    global_functions!(SCOPE_SLOTS, scope_counter_file, scope_counter_end, scope_counter_sweep);
+    global_functions!(LINE_SLOTS, line_counter_file, line_counter_end, line_counter_sweep);
+
+    #[inline(always)]
+    pub(super) fn file<const N: usize>(counter: &Counter<N>, label: Label) -> Option<Place> {
+        let pointer: *const Counter<N> = counter;
+        Place::from_bits(if N == SCOPE_SLOTS {
+            scope_counter_file(pointer.cast(), label.bits())
+        } else {
+            const { assert!(N == SCOPE_SLOTS || N == LINE_SLOTS) };
+            line_counter_file(pointer.cast(), label.bits())
+        })
+    }
+
+    #[inline(always)]
+    pub(super) fn end<const N: usize>(counter: &Counter<N>, place: Place) -> bool {
+        let pointer: *const Counter<N> = counter;
+        let ended = if N == SCOPE_SLOTS {
+            scope_counter_end(pointer.cast(), place.bits())
+        } else {
+            const { assert!(N == SCOPE_SLOTS || N == LINE_SLOTS) };
+            line_counter_end(pointer.cast(), place.bits())
+        };
+        ended != 0
+    }
+
+    #[inline(always)]
+    pub(super) fn sweep<const N: usize>(counter: &Counter<N>, window: Window, now_ns: u64) -> u64 {
+        let pointer: *const Counter<N> = counter;
+        if N == SCOPE_SLOTS {
+            scope_counter_sweep(pointer.cast(), window.span_ns(), now_ns)
+        } else {
+            const { assert!(N == SCOPE_SLOTS || N == LINE_SLOTS) };
+            line_counter_sweep(pointer.cast(), window.span_ns(), now_ns)
+        }
     }
 }
 

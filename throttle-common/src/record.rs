@@ -221,17 +221,16 @@ pub const UNHANDLED_NAMES: [&str; UNHANDLED] = [
 ];
 
 /// The programs that decide about a packet, as indices of the table by which
-/// the programs that read it find them.
+/// the programs before them find them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Step {
-    /// A SYN on its way out, at egress.
-    SynAtEgress = 0,
-    /// A SYN on its way out, at ingress (of the host's side of a pod's veth).
-    SynAtIngress,
-    /// A SYN that the daemon re-sends on a device whose ingress is watched: it
-    /// turns round when it is released.
-    SynTurning,
+    /// A SYN on its way out: is its attempt in the table?
+    Syn = 0,
+    /// It is a new attempt: is there room?
+    Admit,
+    /// There is none: it gets into its line.
+    Defer,
     /// What may end an attempt.
     Answer,
 }
@@ -240,5 +239,4 @@ pub enum Step {
 pub const STEPS: u32 = 4;
 
 /// The names of the programs of each [`Step`], in the order of their index.
-pub const STEP_PROGRAMS: [&str; STEPS as usize] =
-    ["syn_at_egress", "syn_at_ingress", "syn_turning", "answer"];
+pub const STEP_PROGRAMS: [&str; STEPS as usize] = ["syn", "admit", "defer", "answer"];

@@ -94,6 +94,13 @@ impl Window {
         Self { span_ns, shift: 64 - least.leading_zeros() }
     }
 
+    /// The span in nanoseconds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn span_ns(self) -> u64 {
+        self.span_ns
+    }
+
     /// Width of a bucket in nanoseconds.
     #[inline(always)]
     #[must_use]

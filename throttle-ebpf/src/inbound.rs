@@ -10,7 +10,9 @@ use throttle_common::{
 };
 
 use crate::{
-    endpoints, events, flows, outbound, scopes,
+    endpoints, events, flows,
+    outbound::{self, Hook},
+    scopes,
     scratch::{self, Seen},
     settings, skb::Skb, sockets, tallies,
     unhandled,
@@ -63,7 +65,7 @@ pub fn read(skb: &Skb, link: Link) -> Incoming {
                 },
                 Kind::Syn => {
                     if let Some(syn) = frame::syn(&packet, &layout) {
-                        return if outbound::note(&syn, &layout) { Incoming::Syn } else { Incoming::Other };
+                        return if outbound::note(&syn, &layout, Hook::Turning) { Incoming::Syn } else { Incoming::Other };
                     }
                 }
                 Kind::Unparsed => {}
@@ -84,6 +86,7 @@ fn note(key: FlowKey, number: u32, incoming: Incoming) -> Incoming {
         key,
         number,
         incoming: incoming as u32,
+        hook: Hook::Egress as u32,
         data_len: 0,
         network_offset: 0,
         transport_offset: 0,

@@ -5,20 +5,16 @@
 #[cfg(target_arch = "bpf")]
 mod entries {
     use aya_ebpf::{
-        bindings::TC_ACT_SHOT,
         macros::{btf_tracepoint, classifier},
         programs::{BtfTracePointContext, TcContext},
     };
-    use throttle_common::{decision::Verdict, frame::Link, record::Step};
+    use throttle_common::{frame::Link, record::Step};
     use throttle_ebpf::{
         inbound::{self, Incoming},
-        outbound,
+        outbound::{self, Hook, NEXT},
         skb::Skb,
         socket_state, steps,
     };
-
-    /// `TCX_NEXT` and `TC_ACT_UNSPEC`: the packet goes on to the next program.
-    const NEXT: i32 = -1;
 
     #[inline(always)]
     fn incoming(skb: &Skb, link: Link) -> i32 {
@@ -41,7 +37,7 @@ mod entries {
             }
             Incoming::Syn => {
                 if outbound::is_daemons(skb) {
-                    steps::go_on(skb, Step::SynTurning);
+                    steps::go_on(skb, Step::Syn);
                 }
             }
             Incoming::Other => {}
@@ -51,25 +47,25 @@ mod entries {
 
     #[classifier]
     fn out_egress_ether(context: TcContext) -> i32 {
-        outbound::look(&Skb::new(&context), Link::Ethernet, Step::SynAtEgress);
+        outbound::look(&Skb::new(&context), Link::Ethernet, Hook::Egress);
         NEXT
     }
 
     #[classifier]
     fn out_egress_ip(context: TcContext) -> i32 {
-        outbound::look(&Skb::new(&context), Link::Ip, Step::SynAtEgress);
+        outbound::look(&Skb::new(&context), Link::Ip, Hook::Egress);
         NEXT
     }
 
     #[classifier]
     fn out_ingress_ether(context: TcContext) -> i32 {
-        outbound::look(&Skb::new(&context), Link::Ethernet, Step::SynAtIngress);
+        outbound::look(&Skb::new(&context), Link::Ethernet, Hook::Ingress);
         NEXT
     }
 
     #[classifier]
     fn out_ingress_ip(context: TcContext) -> i32 {
-        outbound::look(&Skb::new(&context), Link::Ip, Step::SynAtIngress);
+        outbound::look(&Skb::new(&context), Link::Ip, Hook::Ingress);
         NEXT
     }
 
@@ -93,33 +89,19 @@ mod entries {
         incoming_at_egress(&Skb::new(&context), Link::Ip)
     }
 
-    /// At egress a packet that is held back must look sent.
     #[classifier]
-    fn syn_at_egress(context: TcContext) -> i32 {
-        let skb = Skb::new(&context);
-        match outbound::on_syn(&skb) {
-            Verdict::Pass => NEXT,
-            Verdict::Swallow => skb.vanish(),
-        }
+    fn syn(context: TcContext) -> i32 {
+        outbound::on_syn(&Skb::new(&context))
     }
 
-    /// At ingress its sender never learns of a drop.
     #[classifier]
-    fn syn_at_ingress(context: TcContext) -> i32 {
-        match outbound::on_syn(&Skb::new(&context)) {
-            Verdict::Pass => NEXT,
-            Verdict::Swallow => TC_ACT_SHOT,
-        }
+    fn admit(context: TcContext) -> i32 {
+        outbound::on_new(&Skb::new(&context))
     }
 
-    /// The daemon's copy, on its way out to where its original came in.
     #[classifier]
-    fn syn_turning(context: TcContext) -> i32 {
-        let skb = Skb::new(&context);
-        match outbound::on_syn(&skb) {
-            Verdict::Pass => skb.turn_round(),
-            Verdict::Swallow => skb.vanish(),
-        }
+    fn defer(context: TcContext) -> i32 {
+        outbound::on_full(&Skb::new(&context))
     }
 
     #[classifier]

@@ -1,6 +1,6 @@
 //! SYNs on their way out: rules 1 to 5.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::{bindings::TC_ACT_SHOT, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::warn;
 use throttle_common::{
     decision::{self, Admission, Again, Context, Deferral, Offer, Verdict},
@@ -22,19 +22,50 @@ use crate::{
     sockets, steps, tallies, unhandled,
 };
 
-/// Looks at a packet on its way out, and goes on to `step` if it is a SYN. What
-/// is none has passed after a few reads of its headers, without a helper call or
-/// a map look-up.
+/// Where a SYN on its way out is seen, and so, how it is held back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hook {
+    /// At egress.
+    Egress = 0,
+    /// At ingress (of the host's side of a pod's veth).
+    Ingress = 1,
+    /// The daemon's copy, at the egress of a device whose ingress is watched:
+    /// when it is released it turns round, and comes in where its original did.
+    Turning = 2,
+}
+
+/// `TCX_NEXT` and `TC_ACT_UNSPEC`: the packet goes on to the next program.
+pub const NEXT: i32 = -1;
+
+/// The return code for a verdict at a hook.
 #[inline(always)]
-pub fn look(skb: &Skb, link: Link, step: Step) {
-    if read(skb, link) {
-        steps::go_on(skb, step);
+fn code(skb: &Skb, hook: u32, verdict: Verdict) -> i32 {
+    const TURNING: u32 = Hook::Turning as u32;
+    const INGRESS: u32 = Hook::Ingress as u32;
+    match (verdict, hook) {
+        (Verdict::Pass, TURNING) => skb.turn_round(),
+        (Verdict::Pass, _) => NEXT,
+        // At ingress its sender never learns of a drop.
+        (Verdict::Swallow, INGRESS) => TC_ACT_SHOT,
+        // At egress a packet that is held back must look sent.
+        (Verdict::Swallow, _) => skb.vanish(),
+    }
+}
+
+/// Looks at a packet on its way out, and goes on if it is a SYN. What is none
+/// has passed after a few reads of its headers, without a helper call or a map
+/// look-up.
+#[inline(always)]
+pub fn look(skb: &Skb, link: Link, hook: Hook) {
+    if read(skb, link, hook) {
+        steps::go_on(skb, Step::Syn);
     }
 }
 
 /// Whether the packet is a SYN; if it is, what it says is noted.
 #[inline(always)]
-pub fn read(skb: &Skb, link: Link) -> bool {
+fn read(skb: &Skb, link: Link, hook: Hook) -> bool {
     // The second round is for headers that were not in the linear part.
     for round in 0..2 {
         let packet = skb.packet();
@@ -43,7 +74,7 @@ pub fn read(skb: &Skb, link: Link) -> bool {
             Headers::Found(layout) => match frame::kind(&packet, &layout) {
                 Kind::Syn => {
                     if let Some(syn) = frame::syn(&packet, &layout) {
-                        return note(&syn, &layout);
+                        return note(&syn, &layout, hook);
                     }
                 }
                 Kind::SynAck | Kind::Reset | Kind::IcmpError | Kind::Other => return false,
@@ -61,11 +92,12 @@ pub fn read(skb: &Skb, link: Link) -> bool {
 
 /// Notes what a SYN says.
 #[inline(always)]
-pub fn note(syn: &Syn, layout: &Layout) -> bool {
+pub fn note(syn: &Syn, layout: &Layout, hook: Hook) -> bool {
     scratch::note(Seen {
         key: syn.key,
         number: syn.isn,
         incoming: Incoming::Syn as u32,
+        hook: hook as u32,
         data_len: syn.data_len,
         network_offset: layout.network_offset,
         transport_offset: layout.transport_offset,
@@ -86,50 +118,61 @@ pub fn is_daemons(skb: &Skb) -> bool {
         .is_some_and(|daemon| offer_of(daemon.cookie, skb.socket_cookie()) == Offer::Daemon)
 }
 
-/// Decides about the SYN that was noted.
+/// Runs one step about the SYN that was noted, with the time and the settings.
 #[inline(always)]
-pub fn on_syn(skb: &Skb) -> Verdict {
-    let Some(syn) = scratch::seen() else { return Verdict::Pass };
-    let Some((policy, daemon)) = settings::get() else { return Verdict::Pass };
+fn step(skb: &Skb, decide: impl FnOnce(&Context<'_>, &'static Seen) -> Verdict) -> i32 {
+    let Some(seen) = scratch::seen() else { return NEXT };
+    let Some((policy, daemon)) = settings::get() else { return NEXT };
     // SAFETY: a helper without arguments.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let context = Context { policy, daemon, now_ns };
-    let cookie = skb.socket_cookie();
-    let offer = offer_of(daemon.cookie, cookie);
-    let known = endpoints::is_known(&syn.key.endpoint(), policy.known_for_ns, now_ns);
-
-    if let Some(flow) = flows::get(&syn.key) {
-        if flow.isn == syn.number {
-            let again = on_known_flow(skb, &context, syn, flow, offer, known);
-            if again != Again::Ended {
-                return again.verdict(offer, policy.mode(), was_on_wire(flow, offer));
-            }
-        } else if offer == Offer::Sender {
-            // The same addresses and ports with another sequence number: the
-            // old attempt is over.
-            inbound::finish(flow, Tally::Aborted);
-        }
-        if offer == Offer::Sender {
-            flows::remove(&syn.key);
-        }
-    }
-    match offer {
-        Offer::Daemon => {
-            unhandled::count(Unhandled::NotNeeded);
-            Verdict::Swallow
-        }
-        Offer::Sender => on_new(skb, &context, syn, cookie, known),
-    }
+    let verdict = decide(&Context { policy, daemon, now_ns }, seen);
+    code(skb, seen.hook, verdict)
 }
 
-/// Whether an earlier packet of the attempt went out; notes that this one does
-/// if its sender sent it.
+/// [`Step::Syn`]: rule 2, if the SYN's attempt is in the table.
 #[inline(always)]
-fn was_on_wire(flow: &Flow, offer: Offer) -> bool {
-    match offer {
-        Offer::Daemon => flow.is_on_wire(),
-        Offer::Sender => false,
-    }
+pub fn on_syn(skb: &Skb) -> i32 {
+    step(skb, |context, syn| {
+        let offer = offer_of(context.daemon.cookie, skb.socket_cookie());
+        if let Some(flow) = flows::get(&syn.key) {
+            if flow.isn == syn.number {
+                let again = on_known_flow(skb, context, syn, flow, offer);
+                if again != Again::Ended {
+                    let was_on_wire = offer == Offer::Daemon && flow.is_on_wire();
+                    return again.verdict(offer, context.policy.mode(), was_on_wire);
+                }
+            } else if offer == Offer::Sender {
+                // The same addresses and ports with another sequence number:
+                // the old attempt is over.
+                inbound::finish(flow, Tally::Aborted);
+            }
+            if offer == Offer::Sender {
+                flows::remove(&syn.key);
+            }
+        }
+        match offer {
+            Offer::Daemon => {
+                unhandled::count(Unhandled::NotNeeded);
+                Verdict::Swallow
+            }
+            Offer::Sender => {
+                steps::go_on(skb, Step::Admit);
+                Verdict::Pass
+            }
+        }
+    })
+}
+
+/// [`Step::Admit`]: rules 3 and 4.
+#[inline(always)]
+pub fn on_new(skb: &Skb) -> i32 {
+    step(skb, |context, syn| admit(skb, context, syn))
+}
+
+/// [`Step::Defer`]: rule 5.
+#[inline(always)]
+pub fn on_full(skb: &Skb) -> i32 {
+    step(skb, |context, syn| defer(skb, context, syn))
 }
 
 /// Rule 2.
@@ -140,8 +183,8 @@ fn on_known_flow(
     syn: &Seen,
     flow: &'static Flow,
     offer: Offer,
-    known: bool,
 ) -> Again {
+    let known = is_known(context, syn);
     let Some(scope) = scopes::get_or_make(&flow.scope) else {
         unhandled::count(Unhandled::ScopeTableFull);
         return Again::HalfOpen;
@@ -201,10 +244,9 @@ fn hand_over(
 
 #[inline(always)]
 fn retire(context: &Context<'_>, subject: &Subject, scope: &Scope) {
-    let expired = scope.retire(context.policy, context.now_ns);
-    if expired > 0 {
-        tallies::add(subject, Tally::Expired, expired);
-    }
+    // Added even if it is 0: a test would have the verifier tell apart every
+    // way through the sweep.
+    tallies::add(subject, Tally::Expired, scope.retire(context.policy, context.now_ns));
 }
 
 /// The scope whose limit an attempt counts against.
@@ -229,38 +271,45 @@ fn owner_of(skb: &Skb, syn: &Seen) -> Subject {
     }
 }
 
-/// Rules 3 to 5.
 #[inline(always)]
-fn on_new(
-    skb: &Skb,
-    context: &Context<'_>,
-    syn: &Seen,
-    cookie: u64,
-    known: bool,
-) -> Verdict {
-    let attempt = Attempt {
+fn is_known(context: &Context<'_>, syn: &Seen) -> bool {
+    endpoints::is_known(&syn.key.endpoint(), context.policy.known_for_ns, context.now_ns)
+}
+
+#[inline(always)]
+fn attempt_of(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Attempt {
+    Attempt {
         isn: syn.number,
         data_len: syn.data_len,
         ifindex: skb.ifindex(),
-        cookie,
+        cookie: skb.socket_cookie(),
         scope: scope_of(skb, context.policy.scope, syn),
         owner: owner_of(skb, syn),
         too_long: skb.len() as usize > FRAME_MAX,
-    };
+    }
+}
+
+#[inline(always)]
+fn admit(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
+    let attempt = attempt_of(skb, context, syn);
     let Some(scope) = scopes::get_or_make(&attempt.scope) else {
         unhandled::count(Unhandled::ScopeTableFull);
         return Verdict::Pass;
     };
     retire(context, &attempt.scope, scope);
     tallies::count(&attempt.scope, Tally::Attempts);
-    let entry = match decision::admit(context, scope, known) {
+    let entry = match decision::admit(context, scope, is_known(context, syn)) {
         Admission::Known => Entry::Known,
         Admission::Counted(place) => Entry::Counted(place),
-        Admission::Full => return on_full(skb, context, syn, &attempt, scope),
+        Admission::Full => {
+            steps::go_on(skb, Step::Defer);
+            return Verdict::Pass;
+        }
         Admission::Unaccountable => return pass_unaccounted(&attempt),
     };
-    if let Some(verdict) = insert(skb, context, syn, &attempt, scope, entry) {
-        return verdict;
+    if !insert(skb, context, syn, &attempt, entry) {
+        decision::undo(scope, None, entry);
+        return Verdict::Pass;
     }
     if entry == Entry::Known {
         tallies::count(&attempt.scope, Tally::Known);
@@ -276,56 +325,55 @@ fn pass_unaccounted(attempt: &Attempt) -> Verdict {
     Verdict::Pass
 }
 
-/// Puts the attempt into the table. If it does not get in, what it took is
-/// given back, and this is the verdict.
+/// Puts the attempt into the table. `false` if it does not get in; the caller
+/// gives back what it took.
 #[inline(always)]
 fn insert(
     skb: &Skb,
     context: &Context<'_>,
     syn: &Seen,
     attempt: &Attempt,
-    scope: &Scope,
     entry: Entry,
-) -> Option<Verdict> {
+) -> bool {
     let flow = scratch::flow(Flow::new(attempt, entry, context.now_ns));
     if flow.is_some_and(|flow| flows::insert(&syn.key, flow)) {
         sockets::remember(attempt.cookie, &syn.key);
-        return None;
+        return true;
     }
-    let line = scopes::line(&LineKey { scope: attempt.scope, owner: attempt.owner });
-    decision::undo(scope, line, entry);
     // How many were lost is in the count; the log says it ever more rarely.
     let before = unhandled::count(Unhandled::FlowTableFull);
     if before & (before + 1) == 0 {
-        warn!(&skb.context(), "no room for an attempt in the table of flows: {} before it", before);
+        warn_of_full_table(skb, before);
     }
-    Some(Verdict::Pass)
+    false
 }
 
-/// Rule 5.
+#[inline(never)]
+fn warn_of_full_table(skb: &Skb, before: u64) {
+    warn!(&skb.context(), "no room for an attempt in the table of flows, {} before it", before);
+}
+
 #[inline(always)]
-fn on_full(
-    skb: &Skb,
-    context: &Context<'_>,
-    syn: &Seen,
-    attempt: &Attempt,
-    scope: &'static Scope,
-) -> Verdict {
+fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
     let Context { policy, now_ns, .. } = *context;
-    let Some(line) = scopes::line_or_make(&LineKey { scope: attempt.scope, owner: attempt.owner })
-    else {
+    let attempt = attempt_of(skb, context, syn);
+    let (Some(scope), Some(line)) = (
+        scopes::get_or_make(&attempt.scope),
+        scopes::line_or_make(&LineKey { scope: attempt.scope, owner: attempt.owner }),
+    ) else {
         unhandled::count(Unhandled::ScopeTableFull);
-        return pass_unaccounted(attempt);
+        return pass_unaccounted(&attempt);
     };
     let episode_begins = match decision::defer(context, scope, line) {
-        Deferral::Unaccountable => return pass_unaccounted(attempt),
+        Deferral::Unaccountable => return pass_unaccounted(&attempt),
         Deferral::Overflow { episode_begins } => {
             tallies::count(&attempt.scope, Tally::Overflowed);
             episode_begins
         }
         Deferral::Waits { entry, episode_begins } => {
-            if let Some(verdict) = insert(skb, context, syn, attempt, scope, entry) {
-                return verdict;
+            if !insert(skb, context, syn, &attempt, entry) {
+                decision::undo(scope, Some(line), entry);
+                return Verdict::Pass;
             }
             tallies::count(&attempt.scope, Tally::Deferred);
             if let Some(flow) = flows::get(&syn.key) {

@@ -21,8 +21,10 @@ pub struct Seen {
     /// The initial sequence number of a SYN, the acknowledgment number of an
     /// answer, the sequence number that an ICMP error quotes.
     pub number: u32,
-    /// An [`Incoming`](crate::inbound::Incoming), of an answer.
+    /// An [`Incoming`](crate::inbound::Incoming).
     pub incoming: u32,
+    /// A [`Hook`](crate::outbound::Hook): where a SYN was seen.
+    pub hook: u32,
     /// Bytes of data in a SYN.
     pub data_len: u32,
     /// Where the IP header begins.

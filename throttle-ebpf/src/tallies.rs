@@ -1,7 +1,11 @@
 //! What happened in each scope, counted by each CPU for itself.
 
-use aya_ebpf::{macros::map, maps::LruPerCpuHashMap};
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, LruPerCpuHashMap},
+};
 use throttle_common::{
+    policy::ONLY,
     record::{TALLIES, Tally},
     subject::Subject,
     word::Word,
@@ -16,6 +20,10 @@ struct Words([Word; TALLIES]);
 
 #[map(name = "TALLIES")]
 static TABLE: LruPerCpuHashMap<Subject, Words> = LruPerCpuHashMap::with_max_entries(1, 0);
+
+/// Tallies of nothing: what a new entry starts as.
+#[map(name = "NO_TALLIES")]
+static NO_TALLIES: Array<Words> = Array::with_max_entries(1, 0);
 
 /// Adds `n` to one tally of `scope`.
 #[inline(always)]
@@ -37,8 +45,7 @@ fn get_or_make(scope: &Subject) -> Option<&'static Words> {
     if let Some(found) = unsafe { TABLE.get(scope) } {
         return Some(found);
     }
-    let blank = Words([const { Word::new(0) }; TALLIES]);
-    let _ = TABLE.insert(scope, &blank, BPF_NOEXIST);
+    let _ = TABLE.insert(scope, NO_TALLIES.get(ONLY)?, BPF_NOEXIST);
     // SAFETY: as above.
     unsafe { TABLE.get(scope) }
 }
