@@ -60,8 +60,20 @@ impl<Owner: Copy + Eq + Hash, T> Turns<Owner, T> {
         self.len += 1;
     }
 
+    /// Puts one into `owner`'s line where `key` says, behind its equals. In a
+    /// line that is in order, which arrivals keep it, that is the end.
+    pub fn insert<K: Ord>(&mut self, owner: Owner, item: T, key: impl Fn(&T) -> K) {
+        let line = self.lines.entry(owner).or_default();
+        if line.is_empty() {
+            self.turns.push_back(owner);
+        }
+        let at = line.iter().rposition(|other| key(other) <= key(&item)).map_or(0, |last| last + 1);
+        line.insert(at, item);
+        self.len += 1;
+    }
+
     /// Takes the head of the line whose turn it is, and passes the turn on.
-    pub fn next(&mut self) -> Option<(Owner, T)> {
+    pub fn serve(&mut self) -> Option<(Owner, T)> {
         let (owner, item) = self.take_head()?;
         if self.lines.contains_key(&owner) {
             self.turns.push_back(owner);
@@ -84,11 +96,6 @@ impl<Owner: Copy + Eq + Hash, T> Turns<Owner, T> {
     pub fn head(&self) -> Option<(&Owner, &T)> {
         let owner = self.turns.front()?;
         Some((owner, self.lines.get(owner)?.front()?))
-    }
-
-    /// The head of the line whose turn it is, to change it in place.
-    pub fn head_mut(&mut self) -> Option<&mut T> {
-        self.lines.get_mut(self.turns.front()?)?.front_mut()
     }
 
     fn take_head(&mut self) -> Option<(Owner, T)> {
@@ -129,7 +136,7 @@ mod tests {
         for n in 0..5 {
             turns.push('a', n);
         }
-        let out: Vec<_> = std::iter::from_fn(|| turns.next()).map(|(_, n)| n).collect();
+        let out: Vec<_> = std::iter::from_fn(|| turns.serve()).map(|(_, n)| n).collect();
         assert_eq!(out, [0, 1, 2, 3, 4]);
         assert!(turns.is_empty());
     }
@@ -140,9 +147,9 @@ mod tests {
         for n in 0..300 {
             turns.push("scanner", n);
         }
-        turns.next();
+        turns.serve();
         turns.push("honest", 1_000);
-        let out: Vec<_> = (0..3).filter_map(|_| turns.next()).map(|(owner, _)| owner).collect();
+        let out: Vec<_> = (0..3).filter_map(|_| turns.serve()).map(|(owner, _)| owner).collect();
         assert_eq!(out, ["scanner", "honest", "scanner"]);
     }
 
@@ -153,9 +160,19 @@ mod tests {
         turns.push('a', "alive");
         turns.push('b', "other");
         assert_eq!(turns.skip(), Some(('a', "dead")));
-        assert_eq!(turns.next(), Some(('a', "alive")));
-        assert_eq!(turns.next(), Some(('b', "other")));
-        assert_eq!(turns.next(), None);
+        assert_eq!(turns.serve(), Some(('a', "alive")));
+        assert_eq!(turns.serve(), Some(('b', "other")));
+        assert_eq!(turns.serve(), None);
+    }
+
+    #[test]
+    fn one_that_comes_late_stands_where_it_belongs() {
+        let mut turns = Turns::default();
+        for first_ns in [10, 30, 20, 30, 5] {
+            turns.insert('a', first_ns, |ns| *ns);
+        }
+        let out: Vec<_> = std::iter::from_fn(|| turns.serve()).map(|(_, ns)| ns).collect();
+        assert_eq!(out, [5, 10, 20, 30, 30]);
     }
 
     #[test]
@@ -165,7 +182,7 @@ mod tests {
         turns.push('b', 2);
         assert_eq!(turns.prune(&'a', |_| false), 1);
         assert_eq!((turns.len(), turns.lines()), (1, 1));
-        assert_eq!(turns.next(), Some(('b', 2)));
+        assert_eq!(turns.serve(), Some(('b', 2)));
     }
 
     proptest! {
@@ -175,10 +192,10 @@ mod tests {
             let mut out: Vec<(u8, usize)> = Vec::new();
             for (n, owner) in pushes.iter().enumerate() {
                 turns.push(*owner, n);
-                if n % serve == 0 { out.extend(turns.next()); }
+                if n % serve == 0 { out.extend(turns.serve()); }
                 prop_assert_eq!(turns.lines(), (0u8..5).filter(|o| turns.line_len(o) > 0).count());
             }
-            out.extend(std::iter::from_fn(|| turns.next()));
+            out.extend(std::iter::from_fn(|| turns.serve()));
             prop_assert_eq!(out.len(), pushes.len());
             for owner in 0..5 {
                 let of: Vec<_> = out.iter().filter(|(o, _)| *o == owner).map(|(_, n)| *n).collect();
@@ -192,7 +209,7 @@ mod tests {
             for (owner, count) in counts.iter().enumerate() {
                 for n in 0..*count { turns.push(owner, n); }
             }
-            let out: Vec<usize> = std::iter::from_fn(|| turns.next()).map(|(owner, _)| owner).collect();
+            let out: Vec<usize> = std::iter::from_fn(|| turns.serve()).map(|(owner, _)| owner).collect();
             for (at, owner) in out.iter().enumerate() {
                 if let Some(again) = out[at + 1..].iter().position(|o| o == owner) {
                     let between = &out[at + 1..at + 1 + again];

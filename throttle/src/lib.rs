@@ -1,1 +1,25 @@
+//! A limit on half-open outbound TCP connections, enforced in the kernel.
+//!
+//! Read the modules in this order: [`settings`] (what an operator chooses),
+//! [`interface`] (what a device is), [`object`] (the eBPF programs and maps,
+//! loaded), [`attach`] (the programs on a device), [`maps`] (typed access to the
+//! maps), [`resend`] (the packet socket and what is mended in a frame before it
+//! leaves), [`queue`] (the lines, and who is offered a release), [`event`] and
+//! [`encode`] (what is told to whom), [`daemon`] (all of it running).
 
+pub mod attach;
+pub mod clock;
+pub mod daemon;
+pub mod encode;
+pub mod error;
+pub mod event;
+pub mod interface;
+pub mod maps;
+pub mod object;
+pub mod output;
+pub mod queue;
+pub mod resend;
+pub mod settings;
+
+pub use error::{Error, Result};
+pub use settings::Settings;

@@ -1,1 +1,10 @@
-fn main(){}
+//! The `throttle` command.
+
+mod cli;
+mod commands;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    commands::main()
+}

@@ -1,0 +1,40 @@
+//! `throttle run`
+
+use std::io::{IsTerminal as _, stdout};
+
+use anyhow::{Context as _, Result};
+use throttle::{
+    daemon::Throttle,
+    encode::{Format, Host},
+    interface::Interface,
+    output::Output,
+};
+
+use crate::cli::Run;
+
+pub(crate) fn run(run: &Run) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(attached(run))
+}
+
+async fn attached(run: &Run) -> Result<()> {
+    let mut interfaces: Vec<Interface> = Vec::new();
+    for name in &run.interfaces {
+        let interface = Interface::find(name).await?;
+        // Named twice is still attached once.
+        if !interfaces.contains(&interface) {
+            interfaces.push(interface);
+        }
+    }
+    let format = run.output.unwrap_or_else(|| {
+        if stdout().is_terminal() { Format::Text } else { Format::Json }
+    });
+    let mut output = Output::stdout(format, Host::this());
+    let mut throttle = Throttle::start(&interfaces, run.settings(), run.hook).await?;
+    let result = throttle.run(&mut output).await;
+    throttle.stop().await;
+    Ok(result?)
+}

@@ -1,0 +1,354 @@
+//! All of it running: the programs on their devices, the queue, the events.
+
+use std::{collections::HashMap, time::Duration};
+
+use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
+use futures_util::StreamExt as _;
+use log::{debug, error, info, warn};
+use throttle_common::{
+    NANOS_PER_MILLI,
+    policy::Daemon as Heartbeat,
+    record::{Deferred, LimitReached, RecordKind, Room, Tallies},
+    subject::{Subject, SubjectKind},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use crate::{
+    Error, Result, Settings,
+    attach::{Attachment, Hook},
+    clock,
+    event::{Episode, What, calendar_ns},
+    interface::{self, Interface},
+    maps::{self, Maps},
+    object::{Object, Sizes},
+    output::Output,
+    queue::{Live, Queue, Waiting},
+    resend::PacketSocket,
+};
+
+/// How often the daemon says that it is alive.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+/// For how long it counts as alive after that: long enough for a busy machine,
+/// short enough that nobody waits long for its own retransmission to count.
+const ALIVE_NS: u64 = 1_000 * NANOS_PER_MILLI;
+/// How often it looks for what could not be handled.
+const CHECK: Duration = Duration::from_secs(5);
+/// Records that are read in one go before the queue is served.
+const RECORDS_AT_ONCE: usize = 512;
+
+/// The throttle on its interfaces.
+///
+/// When it is dropped the programs are detached; [`stop`](Self::stop) also
+/// removes a clsact qdisc that was added for them.
+pub struct Throttle {
+    object: Object,
+    maps: Maps,
+    events: AsyncFd<RingBuf<MapData>>,
+    logger: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
+    attachments: Vec<Attachment>,
+    names: HashMap<u32, String>,
+    settings: Settings,
+}
+
+/// The part of the throttle that keeps the queue.
+#[derive(Debug)]
+pub struct Keeper {
+    socket: PacketSocket,
+    queue: Queue,
+    heartbeat: Heartbeat,
+    refused: u64,
+}
+
+impl Keeper {
+    /// A keeper with a generation and a packet socket of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not open a packet socket.
+    pub fn new() -> Result<Self> {
+        let socket = PacketSocket::open()?;
+        let heartbeat = Heartbeat {
+            generation: clock::monotonic_ns().max(1),
+            cookie: socket.cookie(),
+            alive_until_ns: 0,
+        };
+        Ok(Self { socket, queue: Queue::default(), heartbeat, refused: 0 })
+    }
+
+    /// Frames that a device did not take.
+    #[must_use]
+    pub const fn refused(&self) -> u64 {
+        self.refused
+    }
+}
+
+impl Throttle {
+    /// Loads the programs, puts the settings in force, and attaches to
+    /// `interfaces`.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not, the kernel lacks something, or an interface is
+    /// gone. Nothing stays attached then.
+    pub async fn start(interfaces: &[Interface], settings: Settings, hook: Hook) -> Result<Self> {
+        settings.check()?;
+        let policy = settings.policy();
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| Error::failed("count CPUs", error))?;
+        let sizes = Sizes::new(&policy, cpus);
+        debug!("maps take {} KiB: {sizes:?}", sizes.bytes(cpus) / 1024);
+        let mut object = Object::load(&sizes)?;
+        let mut maps = Maps::take(&mut object.ebpf)?;
+        maps.set_policy(&policy)?;
+        let ring: RingBuf<MapData> = maps::take(&mut object.ebpf, "EVENTS")?;
+        // SAFETY: the ring buffer keeps one descriptor, its map's, open until it
+        // is dropped.
+        let events = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .map_err(|error| Error::failed("wait for the ring buffer", error.to_string()))?;
+        // SAFETY: as above; the logger is a ring buffer too.
+        let logger = EbpfLogger::init(&mut object.ebpf).ok().and_then(|logger| unsafe {
+            AsyncFd::register_with_interest(logger, Interest::READABLE).ok()
+        });
+        object.watch_sockets();
+        let mut throttle = Self {
+            object,
+            maps,
+            events,
+            logger,
+            attachments: Vec::new(),
+            names: HashMap::new(),
+            settings,
+        };
+        for interface in interfaces {
+            if let Err(error) = throttle.attach(interface, hook).await {
+                throttle.detach().await;
+                return Err(error);
+            }
+        }
+        Ok(throttle)
+    }
+
+    async fn attach(&mut self, interface: &Interface, hook: Hook) -> Result<()> {
+        let direction = self.settings.direction;
+        let attachment = Attachment::new(&mut self.object, interface, direction, hook).await?;
+        self.names.insert(interface.index, interface.name.clone());
+        self.attachments.push(attachment);
+        Ok(())
+    }
+
+    async fn detach(&mut self) {
+        for attachment in self.attachments.drain(..) {
+            attachment.detach().await;
+        }
+    }
+
+    /// The maps.
+    #[must_use]
+    pub const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// What is attached, for people: `eth0 by TCX`.
+    #[must_use]
+    pub fn attached(&self) -> String {
+        let each: Vec<_> =
+            self.attachments.iter().map(|a| format!("{} by {}", a.interface.name, a.hook)).collect();
+        each.join(", ")
+    }
+
+    /// Keeps the queue and tells of events, until told to end, the reader of the
+    /// events goes away, or the last interface vanishes.
+    ///
+    /// # Errors
+    ///
+    /// When the last interface vanished, or the kernel side cannot be reached.
+    pub async fn run(&mut self, output: &mut Output) -> Result<()> {
+        let mut vanishing = interface::vanishing()?;
+        let on = |kind: SignalKind| signal(kind).map_err(|e| Error::failed("listen for signals", e));
+        let (mut interrupt, mut terminate) =
+            (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+        let (mut heartbeat, mut check) = (interval(HEARTBEAT), interval(CHECK));
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut keeper = Keeper::new()?;
+        self.beat(&mut keeper)?;
+        info!("attached to {}", self.attached());
+        let mut unhandled = 0;
+        loop {
+            let wake = wake_time(&keeper);
+            tokio::select! {
+                // The queue first: what is due is not kept waiting by what comes in.
+                biased;
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+                () = output.closed() => {
+                    debug!("nobody reads the events any more");
+                    return Ok(());
+                }
+                _ = heartbeat.tick() => self.beat(&mut keeper)?,
+                () = sleep_until(wake), if wake_is_set(&keeper) => {}
+                ready = self.events.readable_mut() => {
+                    let mut guard = ready.map_err(|e| Error::failed("wait for the ring buffer", e))?;
+                    if drain(guard.get_inner_mut(), &mut keeper, &self.maps, output, &self.names) {
+                        guard.clear_ready();
+                    }
+                }
+                () = flush(&mut self.logger) => {}
+                _ = check.tick() => unhandled = self.report_unhandled(unhandled),
+                Some(index) = vanishing.next() => self.let_go(index)?,
+            }
+            self.serve(&mut keeper);
+        }
+    }
+
+    fn serve(&mut self, keeper: &mut Keeper) {
+        let Keeper { socket, queue, refused, .. } = keeper;
+        let mut kernel = Live { maps: &self.maps, socket, refused };
+        queue.serve(&mut kernel);
+    }
+
+    /// Says that the keeper is alive; with a pacing that does without it, that
+    /// there is none.
+    fn beat(&mut self, keeper: &mut Keeper) -> Result<()> {
+        if self.settings.pacing.resends() {
+            keeper.heartbeat.alive_until_ns = clock::monotonic_ns() + ALIVE_NS;
+            self.maps.set_daemon(&keeper.heartbeat)
+        } else {
+            self.maps.set_daemon(&Heartbeat::default())
+        }
+    }
+
+    /// An interface has vanished, and its programs with it.
+    fn let_go(&mut self, index: u32) -> Result<()> {
+        let Some(at) = self.attachments.iter().position(|a| a.interface.index == index) else {
+            return Ok(());
+        };
+        let gone = self.attachments.swap_remove(at);
+        let name = &gone.interface.name;
+        if self.attachments.is_empty() {
+            return Err(Error::Refused(format!(
+                "interface {name} vanished: nothing is attached any more. Start throttle again when \
+                 it is back"
+            )));
+        }
+        warn!("interface {name} vanished; still attached to {}", self.attached());
+        Ok(())
+    }
+
+    fn report_unhandled(&self, before: u64) -> u64 {
+        let counts = self.maps.unhandled();
+        let sum = counts.iter().map(|(_, count)| count).sum();
+        if sum > before {
+            warn!("not handled so far: {}", list(counts));
+        }
+        sum
+    }
+
+    /// Detaches everything, and logs what there was.
+    pub async fn stop(mut self) {
+        self.detach().await;
+        for (subject, _) in self.maps.scopes() {
+            let Tallies(counts) = self.maps.tallies(&subject);
+            info!("{}: {}", self.name(&subject), list(Tallies::NAMES.into_iter().zip(counts)));
+        }
+        if self.maps.unhandled().iter().any(|(_, count)| *count > 0) {
+            info!("not handled: {}", list(self.maps.unhandled()));
+        }
+        info!("detached");
+    }
+
+    fn name(&self, subject: &Subject) -> String {
+        let named = crate::event::Named::new(subject, name_in(&self.names, subject));
+        format!("{} {}", named.kind, named.name)
+    }
+}
+
+fn list(counts: impl IntoIterator<Item = (&'static str, u64)>) -> String {
+    let each: Vec<_> = counts
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    if each.is_empty() { "nothing".into() } else { each.join(", ") }
+}
+
+fn name_in(names: &HashMap<u32, String>, subject: &Subject) -> Option<String> {
+    if subject.kind != SubjectKind::Interface as u32 {
+        return None;
+    }
+    names.get(&u32::try_from(subject.number()).ok()?).cloned()
+}
+
+fn wake_is_set(keeper: &Keeper) -> bool {
+    keeper.queue.next_look_ns().is_some()
+}
+
+fn wake_time(keeper: &Keeper) -> Instant {
+    let now_ns = clock::monotonic_ns();
+    let at_ns = keeper.queue.next_look_ns().unwrap_or(now_ns);
+    Instant::now() + Duration::from_nanos(at_ns.saturating_sub(now_ns))
+}
+
+/// Waits for log lines of the programs and passes them on; for ever if there
+/// can be none.
+async fn flush(logger: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) {
+    match logger {
+        None => std::future::pending().await,
+        Some(logger) => {
+            if let Ok(mut guard) = logger.readable_mut().await {
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        }
+    }
+}
+
+/// Reads records. `true` if there are no more for now.
+fn drain(
+    ring: &mut RingBuf<MapData>,
+    keeper: &mut Keeper,
+    maps: &Maps,
+    output: &mut Output,
+    names: &HashMap<u32, String>,
+) -> bool {
+    for _ in 0..RECORDS_AT_ONCE {
+        let Some(item) = ring.next() else { return true };
+        if take_in(&item, keeper, maps, output, names).is_none() {
+            error!("a record of {} bytes makes no sense: it is left out", item.len());
+        }
+    }
+    false
+}
+
+/// Takes one record in. None if it makes no sense.
+fn take_in(
+    bytes: &[u8],
+    keeper: &mut Keeper,
+    maps: &Maps,
+    output: &mut Output,
+    names: &HashMap<u32, String>,
+) -> Option<()> {
+    let kind: u32 = maps::record(bytes)?;
+    match RecordKind::from_raw(kind)? {
+        RecordKind::Deferred => {
+            let record: Deferred = maps::record(bytes)?;
+            let waiting = Waiting::new(&record)?;
+            let kernel = Live { maps, socket: &mut keeper.socket, refused: &mut keeper.refused };
+            keeper.queue.push(&kernel, record.scope, record.owner, waiting);
+        }
+        RecordKind::LimitReached => {
+            let record: LimitReached = maps::record(bytes)?;
+            let episode = Episode::new(&record, |subject| name_in(names, subject));
+            output.tell(calendar_ns(&record), What::LimitReached(episode));
+        }
+        RecordKind::Room => {
+            let record: Room = maps::record(bytes)?;
+            keeper.queue.look(&record.scope);
+        }
+    }
+    Some(())
+}

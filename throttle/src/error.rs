@@ -1,0 +1,163 @@
+//! What can go wrong, and what to do about it.
+
+use std::{error::Error as StdError, io};
+
+/// Shorthand for a result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, by what the operator can do about it. Each kind has an exit
+/// code of its own.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It did not work. Exit code 1.
+    #[error("{what}: {source}")]
+    Failed {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// It cannot work as asked. Exit code 1.
+    #[error("{0}")]
+    Refused(String),
+    /// A value that was asked for makes no sense. Exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The caller may not do this. Exit code 3.
+    #[error(
+        "{what}: {source}\n\
+         throttle needs CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON: run it as root, \
+         for example with sudo"
+    )]
+    Privilege {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The kernel lacks something. Exit code 4.
+    #[error("{what}: {lacks}\n{remedy}")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// What is missing.
+        lacks: String,
+        /// What to do about it.
+        remedy: String,
+    },
+}
+
+impl Error {
+    /// The exit code of a command that ends with this error.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed { .. } | Self::Refused(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Privilege { .. } => 3,
+            Self::Kernel { .. } => 4,
+        }
+    }
+
+    /// `what` failed with `source`: lack of privilege if that is what the kernel
+    /// said, a failure otherwise.
+    pub fn failed(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        let (what, source) = (what.into(), source.into());
+        match errno_of(source.as_ref()) {
+            Some(nix::libc::EPERM | nix::libc::EACCES) if !is_verifier_refusal(source.as_ref()) => {
+                Self::Privilege { what, source }
+            }
+            _ => Self::Failed { what, source },
+        }
+    }
+
+    /// `what` failed with `source`, and if the kernel does not know the call or
+    /// its arguments, that is because it lacks `lacks`.
+    pub fn needs(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        lacks: &str,
+        remedy: &str,
+    ) -> Self {
+        let (what, source) = (what.into(), source.into());
+        match errno_of(source.as_ref()) {
+            Some(
+                nix::libc::EINVAL | nix::libc::ENOSYS | nix::libc::EOPNOTSUPP,
+            ) => Self::Kernel {
+                what,
+                lacks: format!("this kernel has no {lacks} ({source})"),
+                remedy: remedy.to_owned(),
+            },
+            _ => Self::failed(what, source),
+        }
+    }
+}
+
+/// The errno at the bottom of an error, if there is one.
+#[must_use]
+pub fn errno_of(error: &(dyn StdError + 'static)) -> Option<i32> {
+    let mut at = Some(error);
+    while let Some(error) = at {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.raw_os_error();
+        }
+        if let Some(errno) = error.downcast_ref::<nix::errno::Errno>() {
+            return Some(*errno as i32);
+        }
+        if let Some(aya::programs::ProgramError::LoadError { io_error, .. }) = error.downcast_ref() {
+            return io_error.raw_os_error();
+        }
+        at = error.source();
+    }
+    None
+}
+
+/// The verifier says EACCES too, but it says why.
+fn is_verifier_refusal(error: &(dyn StdError + 'static)) -> bool {
+    let mut at = Some(error);
+    while let Some(error) = at {
+        if let Some(aya::programs::ProgramError::LoadError { verifier_log, .. }) =
+            error.downcast_ref()
+        {
+            return !verifier_log.to_string().trim().is_empty();
+        }
+        at = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn os(errno: i32) -> io::Error {
+        io::Error::from_raw_os_error(errno)
+    }
+
+    #[test]
+    fn each_kind_has_its_exit_code() {
+        assert_eq!(Error::failed("try", os(nix::libc::ENOENT)).exit_code(), 1);
+        assert_eq!(Error::Usage("no".into()).exit_code(), 2);
+        assert_eq!(Error::failed("try", os(nix::libc::EPERM)).exit_code(), 3);
+        assert_eq!(Error::needs("try", os(nix::libc::EINVAL), "TCX", "upgrade").exit_code(), 4);
+    }
+
+    #[test]
+    fn lack_of_privilege_is_not_taken_for_lack_of_a_feature() {
+        let error = Error::needs("try", os(nix::libc::EPERM), "TCX", "upgrade");
+        assert!(matches!(error, Error::Privilege { .. }), "{error}");
+        assert!(error.to_string().contains("run it as root"));
+    }
+
+    #[test]
+    fn the_errno_is_found_below_other_errors() {
+        let wrapped = aya::maps::MapError::CreateError {
+            name: "FLOWS".into(),
+            io_error: os(nix::libc::EPERM),
+        };
+        assert_eq!(errno_of(&aya::EbpfError::MapError(wrapped)), Some(nix::libc::EPERM));
+    }
+}

@@ -1,0 +1,154 @@
+//! What a device is: asked over netlink, in the network namespace of the
+//! caller. /sys may belong to another one.
+
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use rtnetlink::{
+    MulticastGroup,
+    packet_core::NetlinkPayload,
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkLayerType},
+    },
+};
+use throttle_common::frame::Link;
+
+use crate::{Error, Result};
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index.
+    pub index: u32,
+    /// Its name, when it was asked for.
+    pub name: String,
+    /// How its frames start.
+    pub link: Link,
+}
+
+/// A connection to the kernel's routing netlink, with its driver task.
+fn connect() -> Result<rtnetlink::Handle> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection().map_err(|error| Error::failed("open netlink", error))?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+impl Interface {
+    /// The interface called `name`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or its frames start with neither Ethernet nor IP.
+    pub async fn find(name: &str) -> Result<Self> {
+        let what = format!("find interface {name}");
+        // IFNAMSIZ of include/uapi/linux/if.h, with its closing NUL.
+        if name.is_empty() || name.len() >= 16 || name.contains(['/', '\0']) {
+            return Err(Error::Usage(format!(
+                "{what}: this cannot be the name of an interface; `ip link` lists those there are"
+            )));
+        }
+        let handle = connect()?;
+        let found = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
+        let message = match found {
+            Ok(Some(message)) => message,
+            Ok(None) => return Err(unknown(&what)),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => {
+                return Err(unknown(&what));
+            }
+            Err(error) => return Err(Error::failed(what, error)),
+        };
+        let link = match message.header.link_layer_type {
+            LinkLayerType::Ether | LinkLayerType::Loopback => Link::Ethernet,
+            LinkLayerType::None
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ppp
+            | LinkLayerType::Rawip => Link::Ip,
+            other => {
+                return Err(Error::Refused(format!(
+                    "{what}: its frames are of type {other:?}; throttle reads Ethernet and plain IP \
+                     only. Attach to the device above or below it"
+                )));
+            }
+        };
+        Ok(Self { index: message.header.index, name: name.to_owned(), link })
+    }
+
+    /// The present name of the interface with this index, if there is one.
+    pub async fn name_of(index: u32) -> Option<String> {
+        let handle = connect().ok()?;
+        let message = handle.link().get().match_index(index).execute().try_next().await.ok()??;
+        message.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        })
+    }
+}
+
+fn unknown(what: &str) -> Error {
+    Error::Refused(format!(
+        "{what}: there is none in this network namespace; `ip link` lists those there are"
+    ))
+}
+
+/// The indices of interfaces that vanish from this network namespace, as they
+/// do.
+///
+/// # Errors
+///
+/// When the kernel does not let itself be listened to.
+pub fn vanishing() -> Result<impl Stream<Item = u32> + Unpin> {
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
+        .map_err(|error| Error::failed("listen for interfaces that vanish", error))?;
+    tokio::spawn(connection);
+    Ok(Box::pin(messages.filter_map(async |(message, _)| match message.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => Some(link.header.index),
+        _ => None,
+    })))
+}
+
+/// Whether any filter hangs on the clsact qdisc of this interface.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub async fn has_filters(index: u32) -> Result<bool> {
+    let handle = connect()?;
+    let index = i32::try_from(index).unwrap_or(i32::MAX);
+    for ingress in [true, false] {
+        let mut filters = handle.traffic_filter(index);
+        let request = filters.get();
+        let request = if ingress { request.ingress() } else { request.egress() };
+        let found: Vec<_> = request
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| Error::failed("list the filters of an interface", error))?;
+        if !found.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes the clsact qdisc of this interface.
+///
+/// # Errors
+///
+/// When the kernel does not do it.
+pub async fn remove_clsact(index: u32) -> Result<()> {
+    // TC_H_CLSACT and the handle ffff: of include/uapi/linux/pkt_sched.h.
+    const CLSACT: u32 = 0xffff_fff1;
+    const HANDLE: u32 = 0xffff_0000;
+    let handle = connect()?;
+    let mut request = handle.qdisc().del(i32::try_from(index).unwrap_or(i32::MAX));
+    let header = &mut request.message_mut().header;
+    header.parent = CLSACT.into();
+    header.handle = HANDLE.into();
+    request
+        .execute()
+        .await
+        .map_err(|error| Error::failed("remove the clsact qdisc that throttle had added", error))
+}

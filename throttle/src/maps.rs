@@ -1,0 +1,218 @@
+//! Typed access to the maps.
+
+use std::{mem::MaybeUninit, ops::Deref};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap},
+};
+use throttle_common::{
+    flow::{Flow, FlowKey},
+    policy::{Daemon, ONLY, Policy},
+    record::{Tallies, UNHANDLED, UNHANDLED_NAMES},
+    scope::Scope,
+    subject::Subject,
+};
+
+use crate::{Error, Result};
+
+/// Lets a type of the kernel side stand in a map.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Plain<T>(pub T);
+
+macro_rules! plain {
+    ($($of:ty),+) => {$(
+        // SAFETY: repr(C), without padding (asserted where it is defined), and
+        // every bit pattern is a value of it.
+        unsafe impl Pod for Plain<$of> {}
+    )+};
+}
+
+plain!(FlowKey, Subject, Policy, Daemon, Tallies);
+
+/// A copy of a value that the kernel side changes by atomics: as many words as
+/// `T` is long, which is then looked at as a `T`.
+macro_rules! copy_of {
+    ($name:ident, $of:ty, $doc:literal) => {
+        #[doc = $doc]
+        #[repr(C)]
+        #[derive(Clone, Copy)]
+        pub struct $name([u64; size_of::<$of>() / 8]);
+
+        // SAFETY: words, and nothing else.
+        unsafe impl Pod for $name {}
+
+        impl Deref for $name {
+            type Target = $of;
+
+            fn deref(&self) -> &$of {
+                const { assert!(size_of::<$name>() == size_of::<$of>()) };
+                const { assert!(align_of::<$name>() == align_of::<$of>()) };
+                // SAFETY: same size and alignment; the target is made of
+                // numbers and atomic numbers, for which every bit pattern is a
+                // value. It is this thread's own copy.
+                unsafe { &*(&raw const self.0).cast::<$of>() }
+            }
+        }
+    };
+}
+
+copy_of!(FlowCopy, Flow, "An attempt as it stood when it was looked up.");
+copy_of!(ScopeCopy, Scope, "A scope as it stood when it was looked up.");
+
+/// Reads a record as it came through the ring buffer.
+#[must_use]
+pub fn record<T: Copy>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    let mut record = MaybeUninit::<T>::uninit();
+    // SAFETY: there are enough bytes; records are made of numbers, for which
+    // every bit pattern is a value; source and target do not overlap.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            bytes.as_ptr(),
+            record.as_mut_ptr().cast::<u8>(),
+            size_of::<T>(),
+        );
+        Some(record.assume_init())
+    }
+}
+
+/// Takes the map `name` out of the object.
+///
+/// # Errors
+///
+/// When the object has no such map, or one of another type.
+pub fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
+where
+    M: TryFrom<aya::maps::Map>,
+    M::Error: std::error::Error + Send + Sync + 'static,
+{
+    let what = || format!("open map {name}");
+    let map = ebpf.take_map(name).ok_or_else(|| Error::failed(what(), "it is not there"))?;
+    M::try_from(map).map_err(|error| Error::failed(what(), error))
+}
+
+/// The maps that user space reads and writes.
+pub struct Maps {
+    policy: Array<MapData, Plain<Policy>>,
+    daemon: Array<MapData, Plain<Daemon>>,
+    flows: HashMap<MapData, Plain<FlowKey>, FlowCopy>,
+    scopes: HashMap<MapData, Plain<Subject>, ScopeCopy>,
+    tallies: PerCpuHashMap<MapData, Plain<Subject>, Plain<Tallies>>,
+    unhandled: PerCpuArray<MapData, u64>,
+}
+
+impl std::fmt::Debug for FlowCopy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl std::fmt::Debug for ScopeCopy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    ///
+    /// When one is not there.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        Ok(Self {
+            policy: take(ebpf, "POLICY")?,
+            daemon: take(ebpf, "DAEMON")?,
+            flows: take(ebpf, "FLOWS")?,
+            scopes: take(ebpf, "SCOPES")?,
+            tallies: take(ebpf, "TALLIES")?,
+            unhandled: take(ebpf, "UNHANDLED")?,
+        })
+    }
+
+    /// Puts settings in force.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them.
+    pub fn set_policy(&mut self, policy: &Policy) -> Result<()> {
+        self.policy
+            .set(ONLY, Plain(*policy), 0)
+            .map_err(|error| Error::failed("put the settings in force", error))
+    }
+
+    /// The settings in force.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn policy(&self) -> Result<Policy> {
+        self.policy
+            .get(&ONLY, 0)
+            .map(|Plain(policy)| policy)
+            .map_err(|error| Error::failed("read the settings", error))
+    }
+
+    /// Tells the kernel side who keeps the queue, and until when it counts as
+    /// alive.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take it.
+    pub fn set_daemon(&mut self, daemon: &Daemon) -> Result<()> {
+        self.daemon
+            .set(ONLY, Plain(*daemon), 0)
+            .map_err(|error| Error::failed("tell the programs of the daemon", error))
+    }
+
+    /// The attempt with this key, as it stands now.
+    #[must_use]
+    pub fn flow(&self, key: &FlowKey) -> Option<FlowCopy> {
+        self.flows.get(&Plain(*key), 0).ok()
+    }
+
+    /// Every attempt in the table.
+    pub fn flows(&self) -> impl Iterator<Item = (FlowKey, FlowCopy)> {
+        self.flows.iter().filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow)))
+    }
+
+    /// The state of `scope`, as it stands now.
+    #[must_use]
+    pub fn scope(&self, scope: &Subject) -> Option<ScopeCopy> {
+        self.scopes.get(&Plain(*scope), 0).ok()
+    }
+
+    /// Every scope with its state.
+    pub fn scopes(&self) -> impl Iterator<Item = (Subject, ScopeCopy)> {
+        self.scopes.iter().filter_map(|entry| entry.ok().map(|(Plain(key), scope)| (key, scope)))
+    }
+
+    /// What happened in `scope`, on all CPUs together.
+    #[must_use]
+    pub fn tallies(&self, scope: &Subject) -> Tallies {
+        let mut sum = Tallies::default();
+        if let Ok(each) = self.tallies.get(&Plain(*scope), 0) {
+            for Plain(of_cpu) in each.iter() {
+                for (total, count) in sum.0.iter_mut().zip(of_cpu.0) {
+                    *total = total.wrapping_add(count);
+                }
+            }
+        }
+        sum
+    }
+
+    /// What could not be handled the usual way, by name, on all CPUs together.
+    #[must_use]
+    pub fn unhandled(&self) -> [(&'static str, u64); UNHANDLED] {
+        let mut index = 0;
+        UNHANDLED_NAMES.map(|name| {
+            let each = self.unhandled.get(&index, 0);
+            index += 1;
+            (name, each.map_or(0, |each| each.iter().sum()))
+        })
+    }
+}

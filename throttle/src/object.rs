@@ -1,0 +1,201 @@
+//! The eBPF programs and maps, loaded into the kernel.
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{MapData, ProgramArray},
+    programs::{BtfTracePoint, SchedClassifier},
+};
+use log::warn;
+use throttle_common::{
+    flow::{Endpoint, Flow, FlowKey},
+    policy::Policy,
+    record::{STEP_PROGRAMS, TALLIES},
+    scope::{Line, Scope},
+    subject::{LineKey, Subject},
+};
+
+use crate::{Error, Result, maps};
+
+/// The compiled programs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("THROTTLE_EBPF_OBJECT"));
+
+/// How many entries the maps have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Unanswered attempts.
+    pub flows: u32,
+    /// Known endpoints.
+    pub endpoints: u32,
+    /// Sockets with an attempt.
+    pub sockets: u32,
+    /// Scopes.
+    pub scopes: u32,
+    /// Lines.
+    pub lines: u32,
+    /// Scopes with tallies.
+    pub tallies: u32,
+    /// Bytes of the ring buffer.
+    pub ring_bytes: u32,
+}
+
+impl Sizes {
+    /// Lines of one scope that the table of flows has room for by default.
+    const LINES_EXPECTED: u64 = 16;
+    /// Flows for which the table has room by default: it fits 32 MiB with the
+    /// rest.
+    const FLOWS_DEFAULT_MAX: u64 = 1 << 16;
+
+    /// The sizes for these settings on a machine with `cpus` possible CPUs.
+    ///
+    /// The table of flows is bounded by limit + rate x (timeout + max-delay x
+    /// lines). Each CPU has a share of it of its own, and all attempts may come
+    /// from one CPU, so it is made `cpus` times as large as memory allows.
+    #[must_use]
+    pub fn new(policy: &Policy, cpus: usize) -> Self {
+        let rate_times = |span_ns: u64| span_ns / policy.interval_ns.max(1);
+        let needed = policy.limit
+            + rate_times(policy.attempt_timeout_ns)
+            + Self::LINES_EXPECTED * rate_times(policy.max_delay_ns);
+        // What one full line needs, it gets, whatever that costs.
+        let least = policy.limit + rate_times(policy.attempt_timeout_ns) + 2 * policy.line_capacity;
+        let flows = (needed * cpus.max(1) as u64)
+            .clamp(1 << 14, Self::FLOWS_DEFAULT_MAX)
+            .max(least.next_multiple_of(1 << 10));
+        let flows = u32::try_from(flows).unwrap_or(u32::MAX);
+        Self {
+            flows,
+            endpoints: 1 << 15,
+            sockets: flows,
+            scopes: 1 << 10,
+            lines: 1 << 13,
+            tallies: 1 << 8,
+            ring_bytes: 1 << 20,
+        }
+    }
+
+    /// Memory that the maps take, in bytes: what the kernel allocates for an
+    /// element is `struct htab_elem` (48 bytes), the key and the value, each
+    /// rounded up to eight (kernel/bpf/hashtab.c).
+    #[must_use]
+    pub fn bytes(&self, cpus: usize) -> usize {
+        const fn element(key: usize, value: usize) -> usize {
+            48 + key.next_multiple_of(8) + value.next_multiple_of(8)
+        }
+        let of = |entries: u32, element: usize| entries as usize * element;
+        of(self.flows, element(size_of::<FlowKey>(), size_of::<Flow>()))
+            + of(self.endpoints, element(size_of::<Endpoint>(), 8))
+            + of(self.sockets, element(8, size_of::<FlowKey>()))
+            + of(self.scopes, element(size_of::<Subject>(), size_of::<Scope>()))
+            + of(self.lines, element(size_of::<LineKey>(), size_of::<Line>()))
+            + of(self.tallies, element(size_of::<Subject>(), 8) + cpus * TALLIES * 8)
+            + self.ring_bytes as usize
+    }
+}
+
+/// The object in the kernel, with its deciding programs in place.
+pub struct Object {
+    /// The programs and the maps that nobody has taken.
+    pub ebpf: Ebpf,
+    /// Where the programs find the deciding ones. Held, because the table
+    /// empties itself when its last user goes (`bpf_fd_array_map_clear` in
+    /// kernel/bpf/arraymap.c).
+    next_step: ProgramArray<MapData>,
+}
+
+impl Object {
+    /// Loads the maps, and the programs that all devices share.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not, or the kernel lacks something.
+    pub fn load(sizes: &Sizes) -> Result<Self> {
+        let what = "load the eBPF programs";
+        let remedy = "throttle needs Linux 5.12 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT \
+                      and CONFIG_SOCK_CGROUP_DATA";
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("FLOWS", sizes.flows)
+            .map_max_entries("ENDPOINTS", sizes.endpoints)
+            .map_max_entries("SOCKETS", sizes.sockets)
+            .map_max_entries("SCOPES", sizes.scopes)
+            .map_max_entries("LINES", sizes.lines)
+            .map_max_entries("TALLIES", sizes.tallies)
+            .map_max_entries("EVENTS", sizes.ring_bytes)
+            .load(OBJECT)
+            .map_err(|error| Error::needs(what, error, "map of a type that throttle uses", remedy))?;
+        let next_step = maps::take(&mut ebpf, "NEXT_STEP")?;
+        let mut object = Self { ebpf, next_step };
+        for (index, name) in (0..).zip(STEP_PROGRAMS) {
+            let program = object.classifier(name)?;
+            let fd = program.fd().map_err(|error| Error::failed(what, error))?;
+            let fd = fd.try_clone().map_err(|error| Error::failed(what, error))?;
+            object.next_step.set(index, &fd, 0).map_err(|error| Error::failed(what, error))?;
+        }
+        Ok(object)
+    }
+
+    /// The TC program `name`, loaded.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not, or the kernel refuses the program.
+    pub fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        let what = format!("load program {name}");
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| Error::failed(&*what, "the object does not have it"))?
+            .try_into()
+            .map_err(|error: aya::programs::ProgramError| Error::failed(&*what, error))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| {
+                Error::needs(
+                    what,
+                    error,
+                    "instruction or helper that this program uses",
+                    "throttle needs Linux 5.12 or later",
+                )
+            })?;
+        }
+        Ok(program)
+    }
+
+    /// Has the kernel tell of sockets that end their attempt without a packet.
+    /// Without it (no BTF) such attempts count until they time out; says so
+    /// once and carries on.
+    pub fn watch_sockets(&mut self) {
+        if let Err(error) = self.try_watch_sockets() {
+            warn!(
+                "attempts that a program gives up keep their place until they time out: the kernel \
+                 does not tell of them ({error}); it needs CONFIG_DEBUG_INFO_BTF"
+            );
+        }
+    }
+
+    fn try_watch_sockets(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+        let btf = Btf::from_sys_fs()?;
+        let program: &mut BtfTracePoint =
+            self.ebpf.program_mut("socket_state").ok_or("the object does not have it")?.try_into()?;
+        program.load("inet_sock_set_state", &btf)?;
+        program.attach()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_fit_thirty_two_mebibytes() {
+        for cpus in [1, 2, 8, 64, 128] {
+            let sizes = Sizes::new(&Policy::default(), cpus);
+            assert!(sizes.bytes(cpus) <= 32 << 20, "{cpus} CPUs: {} bytes", sizes.bytes(cpus));
+        }
+    }
+
+    #[test]
+    fn a_full_line_always_has_room() {
+        let policy = Policy { line_capacity: 1 << 18, limit: 1_000, ..Policy::default() };
+        assert!(Sizes::new(&policy, 1).flows >= 2 << 18);
+    }
+}

@@ -1,0 +1,88 @@
+//! How events get out: line by line, and never in anybody's way.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    thread,
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    encode::{Format, Host},
+    event::{Event, What},
+};
+
+/// Events that wait for a slow reader. What comes on top is lost, and counted.
+const BACKLOG: usize = 1_024;
+
+/// Where events go. A thread of its own writes them, so a reader that stalls
+/// stalls nothing else.
+#[derive(Debug)]
+pub struct Output {
+    sender: SyncSender<Event>,
+    lost: Arc<AtomicU64>,
+    closed: Arc<Closed>,
+    sequence: u64,
+}
+
+#[derive(Debug, Default)]
+struct Closed {
+    is: AtomicBool,
+    notify: Notify,
+}
+
+impl Output {
+    /// Writes events to `to` in `format`.
+    pub fn new(mut to: impl Write + Send + 'static, format: Format, host: Host) -> Self {
+        let (sender, events) = sync_channel::<Event>(BACKLOG);
+        let (lost, closed) = (Arc::new(AtomicU64::new(0)), Arc::new(Closed::default()));
+        let (losses, end) = (Arc::clone(&lost), Arc::clone(&closed));
+        thread::spawn(move || {
+            for event in events {
+                let mut lines = format.line(&event, &host) + "\n";
+                let count = losses.swap(0, Ordering::SeqCst);
+                if count > 0 {
+                    let what = What::Lost { events: count };
+                    lines += &format.line(&Event::new(event.at_ns, event.sequence, what), &host);
+                    lines += "\n";
+                }
+                if to.write_all(lines.as_bytes()).and_then(|()| to.flush()).is_err() {
+                    end.is.store(true, Ordering::SeqCst);
+                    end.notify.notify_waiters();
+                    return;
+                }
+            }
+        });
+        Self { sender, lost, closed, sequence: 0 }
+    }
+
+    /// Writes events to the standard output.
+    #[must_use]
+    pub fn stdout(format: Format, host: Host) -> Self {
+        Self::new(io::stdout(), format, host)
+    }
+
+    /// Tells of `what`, which happened at `at_ns`.
+    pub fn tell(&mut self, at_ns: u64, what: What) {
+        self.sequence += 1;
+        match self.sender.try_send(Event::new(at_ns, self.sequence, what)) {
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            Err(TrySendError::Full(_)) => {
+                self.lost.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Waits until the reader has gone away.
+    pub async fn closed(&self) {
+        let notified = self.closed.notify.notified();
+        if !self.closed.is.load(Ordering::SeqCst) {
+            notified.await;
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! The lines, and who is offered a release.
+//!
+//! The kernel keeps the rate, this keeps the order. Whenever a scope has room
+//! or a release is due, the head of the next line is offered: its SYN is
+//! re-sent, and the program on the device decides whether it goes out. What has
+//! ended meanwhile is skipped.
+
+use std::{collections::HashMap, io};
+
+use log::{debug, warn};
+use throttle_common::{
+    NANOS_PER_MILLI,
+    flow::{FlowKey, Phase},
+    record::Deferred,
+    subject::Subject,
+    turns::Turns,
+};
+
+use crate::{
+    clock,
+    maps::Maps,
+    resend::{Frame, PacketSocket},
+};
+
+/// When to try again after the device would not take a frame, or the kernel
+/// gave a release to somebody else: 50 ms.
+const AGAIN_NS: u64 = 50 * NANOS_PER_MILLI;
+
+/// How many a line holds before what has ended is looked for in it. The kernel
+/// bounds those that wait; this bounds those that have given up.
+const PRUNE_AT: usize = 1_024;
+
+/// A deferred attempt, as it waits in its line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its addresses and ports.
+    pub key: FlowKey,
+    /// Its initial sequence number.
+    pub isn: u32,
+    /// When its first SYN was deferred, in monotonic nanoseconds.
+    pub first_ns: u64,
+    /// When the SYN in `frame` was seen, in monotonic nanoseconds.
+    pub seen_ns: u64,
+    /// Its SYN.
+    pub frame: Frame,
+}
+
+impl Waiting {
+    /// The attempt that a record tells of. None if it carries no frame.
+    #[must_use]
+    pub fn new(record: &Deferred) -> Option<Self> {
+        Some(Self {
+            key: record.key,
+            isn: record.isn,
+            first_ns: record.first_ns,
+            seen_ns: record.seen_ns,
+            frame: Frame::new(record)?,
+        })
+    }
+}
+
+/// What a scope can give at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Supply {
+    /// Whether there is room.
+    pub room: bool,
+    /// From when on the next release may be given, in monotonic nanoseconds.
+    pub next_release_ns: u64,
+}
+
+/// What the queue asks of the kernel side.
+pub trait Kernel {
+    /// Monotonic time in nanoseconds.
+    fn now_ns(&self) -> u64;
+    /// Whether the attempt still waits.
+    fn still_waits(&self, key: &FlowKey, isn: u32) -> bool;
+    /// What the scope can give. None if it is unknown.
+    fn supply(&self, scope: &Subject) -> Option<Supply>;
+    /// Re-sends the attempt's SYN.
+    ///
+    /// # Errors
+    ///
+    /// When the device does not take it.
+    fn offer(&mut self, waiting: &Waiting) -> io::Result<()>;
+}
+
+/// The lines of one scope.
+#[derive(Debug, Default)]
+struct Lines {
+    turns: Turns<Subject, Waiting>,
+    /// When to look again, in monotonic nanoseconds.
+    look_at_ns: u64,
+}
+
+/// The lines of all scopes.
+#[derive(Debug, Default)]
+pub struct Queue {
+    scopes: HashMap<Subject, Lines>,
+}
+
+/// How many offers are made in one go, before the daemon sees to its other
+/// business.
+const OFFERS_AT_ONCE: usize = 256;
+
+impl Queue {
+    /// How many stand in all lines, those that have given up included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.scopes.values().map(|lines| lines.turns.len()).sum()
+    }
+
+    /// Whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.scopes.is_empty()
+    }
+
+    /// Puts a deferred attempt into its line, by the time of its first SYN: one
+    /// that is handed over late stands where it belongs.
+    pub fn push(&mut self, kernel: &impl Kernel, scope: Subject, owner: Subject, waiting: Waiting) {
+        let lines = self.scopes.entry(scope).or_default();
+        lines.turns.insert(owner, waiting, |waiting| waiting.first_ns);
+        // At each doubling beyond the threshold: the cost stays linear.
+        let len = lines.turns.line_len(&owner);
+        if len >= PRUNE_AT && len.is_power_of_two() {
+            let gone = lines.turns.prune(&owner, |w| kernel.still_waits(&w.key, w.isn));
+            debug!("{gone} of {len} attempts in a line had given up");
+        }
+        lines.look_at_ns = 0;
+    }
+
+    /// There may be room in `scope`: look at it next time.
+    pub fn look(&mut self, scope: &Subject) {
+        if let Some(lines) = self.scopes.get_mut(scope) {
+            lines.look_at_ns = 0;
+        }
+    }
+
+    /// When to come back, in monotonic nanoseconds. None if nobody waits.
+    #[must_use]
+    pub fn next_look_ns(&self) -> Option<u64> {
+        self.scopes.values().map(|lines| lines.look_at_ns).min()
+    }
+
+    /// Offers to each scope whose time has come what it can give.
+    pub fn serve(&mut self, kernel: &mut impl Kernel) {
+        let now_ns = kernel.now_ns();
+        self.scopes.retain(|scope, lines| {
+            if lines.look_at_ns <= now_ns {
+                lines.serve(kernel, scope);
+            }
+            !lines.turns.is_empty()
+        });
+    }
+}
+
+impl Lines {
+    fn serve(&mut self, kernel: &mut impl Kernel, scope: &Subject) {
+        for _ in 0..OFFERS_AT_ONCE {
+            let Some((_, head)) = self.turns.head() else { return };
+            if !kernel.still_waits(&head.key, head.isn) {
+                self.turns.skip();
+                continue;
+            }
+            let now_ns = kernel.now_ns();
+            let Some(supply) = kernel.supply(scope) else {
+                self.look_at_ns = now_ns + AGAIN_NS;
+                return;
+            };
+            if !supply.room && now_ns < supply.next_release_ns {
+                self.look_at_ns = supply.next_release_ns;
+                return;
+            }
+            if let Err(error) = kernel.offer(head) {
+                debug!("re-send a deferred SYN: {error}");
+                self.look_at_ns = now_ns + AGAIN_NS;
+                return;
+            }
+            if kernel.still_waits(&head.key, head.isn) {
+                // Somebody else got it in this moment.
+                self.look_at_ns = now_ns + AGAIN_NS;
+                return;
+            }
+            self.turns.serve();
+        }
+        self.look_at_ns = 0;
+    }
+}
+
+/// The kernel side as it is.
+pub struct Live<'a> {
+    /// The maps.
+    pub maps: &'a Maps,
+    /// The socket to re-send by.
+    pub socket: &'a mut PacketSocket,
+    /// Frames that the device did not take.
+    pub refused: &'a mut u64,
+}
+
+impl Kernel for Live<'_> {
+    fn now_ns(&self) -> u64 {
+        clock::monotonic_ns()
+    }
+
+    fn still_waits(&self, key: &FlowKey, isn: u32) -> bool {
+        self.maps
+            .flow(key)
+            .is_some_and(|flow| flow.isn == isn && matches!(flow.phase(), Phase::Deferred))
+    }
+
+    fn supply(&self, scope: &Subject) -> Option<Supply> {
+        let policy = self.maps.policy().ok()?;
+        let state = self.maps.scope(scope)?;
+        let window = throttle_common::scope::Scope::half_open_window(&policy);
+        // What has timed out but was not swept yet is room: the program sweeps
+        // before it decides about the offer.
+        let half_open = state.half_open.live(window, self.now_ns());
+        Some(Supply {
+            room: half_open < policy.limit,
+            next_release_ns: state.releases.next_ns(),
+        })
+    }
+
+    fn offer(&mut self, waiting: &Waiting) -> io::Result<()> {
+        let waited_ns = self.now_ns().saturating_sub(waiting.seen_ns);
+        let waited_ms = u32::try_from(waited_ns / NANOS_PER_MILLI).unwrap_or(u32::MAX);
+        self.socket.send(&waiting.frame, waited_ms).inspect_err(|error| {
+            if *self.refused == 0 {
+                warn!("a device does not take a deferred SYN ({error}); it is offered again");
+            }
+            *self.refused += 1;
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{cell::RefCell, collections::HashSet};
+    use throttle_common::subject::SubjectKind;
+
+    /// A kernel side that gives what it is told to.
+    #[derive(Default)]
+    struct Fake {
+        now_ns: u64,
+        waiting: RefCell<HashSet<u32>>,
+        room: u32,
+        next_release_ns: u64,
+        offered: Vec<u32>,
+        refuse: bool,
+    }
+
+    impl Kernel for Fake {
+        fn now_ns(&self) -> u64 {
+            self.now_ns
+        }
+
+        fn still_waits(&self, _key: &FlowKey, isn: u32) -> bool {
+            self.waiting.borrow().contains(&isn)
+        }
+
+        fn supply(&self, _scope: &Subject) -> Option<Supply> {
+            Some(Supply { room: self.room > 0, next_release_ns: self.next_release_ns })
+        }
+
+        fn offer(&mut self, waiting: &Waiting) -> io::Result<()> {
+            if self.refuse {
+                return Err(io::Error::from_raw_os_error(libc::ENETDOWN));
+            }
+            if self.room > 0 {
+                self.room -= 1;
+            } else if self.now_ns >= self.next_release_ns {
+                self.next_release_ns += 100;
+            } else {
+                return Ok(());
+            }
+            self.offered.push(waiting.isn);
+            self.waiting.borrow_mut().remove(&waiting.isn);
+            Ok(())
+        }
+    }
+
+    use nix::libc;
+
+    fn waiting(isn: u32) -> Waiting {
+        // SAFETY: made of numbers; all zero is a value of it.
+        let mut record: Deferred = unsafe { std::mem::zeroed() };
+        record.isn = isn;
+        record.first_ns = u64::from(isn);
+        record.frame_len = 60;
+        record.transport_offset = 20;
+        Waiting::new(&record).unwrap()
+    }
+
+    fn owner(n: u64) -> Subject {
+        Subject::numbered(SubjectKind::Cgroup, n)
+    }
+
+    fn push(queue: &mut Queue, fake: &Fake, of: u64, isn: u32) {
+        fake.waiting.borrow_mut().insert(isn);
+        queue.push(fake, Subject::default(), owner(of), waiting(isn));
+    }
+
+    #[test]
+    fn releases_follow_the_line_and_the_rate() {
+        let (mut queue, mut fake) = (Queue::default(), Fake { next_release_ns: 100, ..Fake::default() });
+        for isn in 1..=4 {
+            push(&mut queue, &fake, 1, isn);
+        }
+        queue.serve(&mut fake);
+        assert!(fake.offered.is_empty());
+        assert_eq!(queue.next_look_ns(), Some(100));
+        for now_ns in [100, 200, 300, 400] {
+            fake.now_ns = now_ns;
+            queue.serve(&mut fake);
+        }
+        assert_eq!(fake.offered, [1, 2, 3, 4]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn room_is_taken_at_once_and_no_more_than_there_is() {
+        let (mut queue, mut fake) =
+            (Queue::default(), Fake { next_release_ns: 1_000, room: 3, ..Fake::default() });
+        for isn in 1..=5 {
+            push(&mut queue, &fake, 1, isn);
+        }
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [1, 2, 3]);
+        assert_eq!(queue.next_look_ns(), Some(1_000));
+        fake.room = 2;
+        queue.look(&Subject::default());
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn the_dead_are_skipped_and_cost_no_turn() {
+        let (mut queue, mut fake) = (Queue::default(), Fake { room: 2, ..Fake::default() });
+        for isn in 1..=300 {
+            push(&mut queue, &fake, 1, isn);
+        }
+        push(&mut queue, &fake, 2, 301);
+        fake.waiting.borrow_mut().retain(|isn| *isn >= 300);
+        fake.next_release_ns = 1_000_000;
+        while queue.next_look_ns() == Some(0) {
+            queue.serve(&mut fake);
+        }
+        assert_eq!(fake.offered, [300, 301]);
+    }
+
+    #[test]
+    fn a_device_that_is_down_loses_nobody() {
+        let (mut queue, mut fake) =
+            (Queue::default(), Fake { room: 1, refuse: true, ..Fake::default() });
+        push(&mut queue, &fake, 1, 1);
+        queue.serve(&mut fake);
+        assert_eq!(queue.next_look_ns(), Some(AGAIN_NS));
+        fake.refuse = false;
+        fake.now_ns = AGAIN_NS;
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [1]);
+    }
+
+    #[test]
+    fn who_opens_and_gives_up_does_not_make_the_queue_grow() {
+        let (mut queue, fake) = (Queue::default(), Fake { next_release_ns: 1_000, ..Fake::default() });
+        for isn in 1..=100_000 {
+            push(&mut queue, &fake, 1, isn);
+            fake.waiting.borrow_mut().remove(&isn);
+        }
+        assert!(queue.len() <= 2 * PRUNE_AT, "{}", queue.len());
+    }
+
+    #[test]
+    fn one_that_is_handed_over_late_stands_where_it_belongs() {
+        let (mut queue, mut fake) = (Queue::default(), Fake { room: 3, ..Fake::default() });
+        for isn in [2, 3, 1] {
+            push(&mut queue, &fake, 1, isn);
+        }
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [1, 2, 3]);
+    }
+}
