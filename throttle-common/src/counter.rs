@@ -88,6 +88,13 @@ impl<const N: usize> Counter<N> {
         N - 1
     };
 
+    /// The slot of a label's epoch.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves eight bits at most")]
+    const fn slot_of(label: Label) -> usize {
+        (label.epoch() & Self::SLOT_MASK as u64) as usize
+    }
+
     /// A counter of nothing.
     #[must_use]
     pub const fn new() -> Self {
@@ -159,7 +166,7 @@ impl<const N: usize> Counter<N> {
     fn file_now(&self, label: Label) -> Option<Place> {
         // The slot of its epoch is free or carries the label already, unless the
         // span was changed and it holds live units of another width.
-        let first = label.epoch() as usize & Self::SLOT_MASK;
+        let first = Self::slot_of(label);
         for _ in 0..TRIES {
             match self.file_in(first, label) {
                 Filing::Done(place) => return Some(place),
@@ -418,10 +425,10 @@ mod tests {
         let counter = Ring::new();
         let window = Ring::window(SPAN);
         let label = window.label(5);
-        counter.ring[label.epoch() as usize & 63].swap(Bucket::new(label, BUCKET_MAX).0);
+        counter.ring[Ring::slot_of(label)].swap(Bucket::new(label, BUCKET_MAX).0);
         counter.total.swap(BUCKET_MAX);
         let place = counter.put(window, 5).expect("the next slot is free");
-        assert_ne!(place.slot(), label.epoch() as usize & 63);
+        assert_ne!(place.slot(), Ring::slot_of(label));
         assert_eq!(counter.total(), BUCKET_MAX + 1);
     }
 

@@ -205,10 +205,10 @@ pub enum Unhandled {
 }
 
 /// How many [`Unhandled`] there are.
-pub const UNHANDLED: usize = 9;
+pub const UNHANDLED: u32 = 9;
 
 /// The names of [`Unhandled`], in the order of their index.
-pub const UNHANDLED_NAMES: [&str; UNHANDLED] = [
+pub const UNHANDLED_NAMES: [&str; UNHANDLED as usize] = [
     "unparsed",
     "flow_table_full",
     "scope_table_full",

@@ -75,8 +75,10 @@ impl Scope {
     /// whichever CPU comes first.
     #[inline(always)]
     pub fn press(&self, someone_waits: bool, now_ns: u64) -> bool {
-        let pressed_ns = self.pressed_ns.swap(now_ns);
+        // The episode first: who looked at it after another CPU had begun a new
+        // one would take that one for over, by a quiet time that came before it.
         let began_ns = self.episode_ns.load();
+        let pressed_ns = self.pressed_ns.swap(now_ns);
         let quiet = !someone_waits && now_ns.saturating_sub(pressed_ns) >= EPISODE_QUIET_NS;
         (began_ns == 0 || quiet) && self.episode_ns.replace(began_ns, now_ns)
     }

@@ -33,7 +33,10 @@ pub fn remember(endpoint: &Endpoint, now_ns: u64) {
     // An update of a key that is there may evict another one.
     if let Some(word) = answered_at(endpoint) {
         word.swap(now_ns);
-    } else if ENDPOINTS.insert(endpoint, Word::new(now_ns), BPF_ANY).is_err() {
+    } else if ENDPOINTS
+        .insert(endpoint, Word::new(now_ns), BPF_ANY)
+        .is_err()
+    {
         unhandled::count(throttle_common::record::Unhandled::Forgotten);
     }
 }

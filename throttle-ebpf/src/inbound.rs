@@ -14,8 +14,9 @@ use crate::{
     outbound::{self, Hook},
     scopes,
     scratch::{self, Seen},
-    settings, skb::Skb, sockets, tallies,
-    unhandled,
+    settings,
+    skb::Skb,
+    sockets, tallies, unhandled,
 };
 
 /// What a packet on its way in is to the throttle. What it says is noted.
@@ -65,7 +66,11 @@ pub fn read(skb: &Skb, link: Link) -> Incoming {
                 },
                 Kind::Syn => {
                     if let Some(syn) = frame::syn(&packet, &layout) {
-                        return if outbound::note(&syn, &layout, Hook::Turning) { Incoming::Syn } else { Incoming::Other };
+                        return if outbound::note(&syn, &layout, Hook::Turning) {
+                            Incoming::Syn
+                        } else {
+                            Incoming::Other
+                        };
                     }
                 }
                 Kind::Unparsed => {}
@@ -91,7 +96,11 @@ fn note(key: FlowKey, number: u32, incoming: Incoming) -> Incoming {
         network_offset: 0,
         transport_offset: 0,
     };
-    if scratch::note(seen) { incoming } else { Incoming::Other }
+    if scratch::note(seen) {
+        incoming
+    } else {
+        Incoming::Other
+    }
 }
 
 /// An answer or an ICMP error was noted: it ends its attempt if it carries the
@@ -101,7 +110,9 @@ pub fn on_answer() {
     const SYN_ACK: u32 = Incoming::SynAck as u32;
     const RESET: u32 = Incoming::Reset as u32;
     let Some(seen) = scratch::seen() else { return };
-    let Some(flow) = flows::get(&seen.key) else { return };
+    let Some(flow) = flows::get(&seen.key) else {
+        return;
+    };
     let (fits, how) = match seen.incoming {
         SYN_ACK => (decision::acknowledges(flow, seen.number), Tally::Answered),
         RESET => (decision::acknowledges(flow, seen.number), Tally::Refused),
@@ -130,7 +141,10 @@ fn may_be_answered(flow: &Flow) -> bool {
 #[inline(never)]
 pub fn finish(flow: &Flow, how: Tally) {
     let scope = scopes::get(&flow.scope);
-    let line = scopes::line(&LineKey { scope: flow.scope, owner: flow.owner });
+    let line = scopes::line(&LineKey {
+        scope: flow.scope,
+        owner: flow.owner,
+    });
     if decision::end(scope, line, flow).is_none() {
         return;
     }

@@ -107,7 +107,11 @@ pub fn note(syn: &Syn, layout: &Layout, hook: Hook) -> bool {
 /// Whether the daemon sent the packet. Nobody else can have its socket's cookie.
 #[inline(always)]
 fn offer_of(daemon_cookie: u64, cookie: u64) -> Offer {
-    if daemon_cookie != 0 && cookie == daemon_cookie { Offer::Daemon } else { Offer::Sender }
+    if daemon_cookie != 0 && cookie == daemon_cookie {
+        Offer::Daemon
+    } else {
+        Offer::Sender
+    }
 }
 
 /// Whether the daemon sent the packet.
@@ -121,11 +125,22 @@ pub fn is_daemons(skb: &Skb) -> bool {
 /// Runs one step about the SYN that was noted, with the time and the settings.
 #[inline(always)]
 fn step(skb: &Skb, decide: impl FnOnce(&Context<'_>, &'static Seen) -> Verdict) -> i32 {
-    let Some(seen) = scratch::seen() else { return NEXT };
-    let Some((policy, daemon)) = settings::get() else { return NEXT };
+    let Some(seen) = scratch::seen() else {
+        return NEXT;
+    };
+    let Some((policy, daemon)) = settings::get() else {
+        return NEXT;
+    };
     // SAFETY: a helper without arguments.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let verdict = decide(&Context { policy, daemon, now_ns }, seen);
+    let verdict = decide(
+        &Context {
+            policy,
+            daemon,
+            now_ns,
+        },
+        seen,
+    );
     code(skb, seen.hook, verdict)
 }
 
@@ -193,7 +208,10 @@ fn on_known_flow(
     if offer == Offer::Daemon {
         scope.room_seen();
     }
-    let line = scopes::line(&LineKey { scope: flow.scope, owner: flow.owner });
+    let line = scopes::line(&LineKey {
+        scope: flow.scope,
+        owner: flow.owner,
+    });
     let again = decision::seen_again(context, scope, line, flow, offer, known, skb.ifindex());
     match again {
         Again::Released => {
@@ -226,16 +244,8 @@ fn note_monitored(context: &Context<'_>, flow: &Flow) {
 
 /// Hands a deferred attempt's frame to the daemon, and notes to which.
 #[inline(always)]
-fn hand_over(
-    skb: &Skb,
-    context: &Context<'_>,
-    syn: &Seen,
-    flow: &Flow,
-    scope: &Scope,
-) {
-    if context.daemon.generation != 0
-        && events::deferred(skb, syn, flow, context.now_ns)
-    {
+fn hand_over(skb: &Skb, context: &Context<'_>, syn: &Seen, flow: &Flow, scope: &Scope) {
+    if context.daemon.generation != 0 && events::deferred(skb, syn, flow, context.now_ns) {
         flow.hand_to(context.daemon.generation);
         // The daemon looks at the scope when it reads the record.
         scope.room_seen();
@@ -246,7 +256,11 @@ fn hand_over(
 fn retire(context: &Context<'_>, subject: &Subject, scope: &Scope) {
     // Added even if it is 0: a test would have the verifier tell apart every
     // way through the sweep.
-    tallies::add(subject, Tally::Expired, scope.retire(context.policy, context.now_ns));
+    tallies::add(
+        subject,
+        Tally::Expired,
+        scope.retire(context.policy, context.now_ns),
+    );
 }
 
 /// The scope whose limit an attempt counts against.
@@ -273,7 +287,11 @@ fn owner_of(skb: &Skb, syn: &Seen) -> Subject {
 
 #[inline(always)]
 fn is_known(context: &Context<'_>, syn: &Seen) -> bool {
-    endpoints::is_known(&syn.key.endpoint(), context.policy.known_for_ns, context.now_ns)
+    endpoints::is_known(
+        &syn.key.endpoint(),
+        context.policy.known_for_ns,
+        context.now_ns,
+    )
 }
 
 #[inline(always)]
@@ -328,13 +346,7 @@ fn pass_unaccounted(attempt: &Attempt) -> Verdict {
 /// Puts the attempt into the table. `false` if it does not get in; the caller
 /// gives back what it took.
 #[inline(always)]
-fn insert(
-    skb: &Skb,
-    context: &Context<'_>,
-    syn: &Seen,
-    attempt: &Attempt,
-    entry: Entry,
-) -> bool {
+fn insert(skb: &Skb, context: &Context<'_>, syn: &Seen, attempt: &Attempt, entry: Entry) -> bool {
     let flow = scratch::flow(Flow::new(attempt, entry, context.now_ns));
     if flow.is_some_and(|flow| flows::insert(&syn.key, flow)) {
         sockets::remember(attempt.cookie, &syn.key);
@@ -350,7 +362,10 @@ fn insert(
 
 #[inline(never)]
 fn warn_of_full_table(skb: &Skb, before: u64) {
-    warn!(&skb.context(), "no room for an attempt in the table of flows, {} before it", before);
+    warn!(
+        &skb.context(),
+        "no room for an attempt in the table of flows, {} before it", before
+    );
 }
 
 #[inline(always)]
@@ -359,7 +374,10 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
     let attempt = attempt_of(skb, context, syn);
     let (Some(scope), Some(line)) = (
         scopes::get_or_make(&attempt.scope),
-        scopes::line_or_make(&LineKey { scope: attempt.scope, owner: attempt.owner }),
+        scopes::line_or_make(&LineKey {
+            scope: attempt.scope,
+            owner: attempt.owner,
+        }),
     ) else {
         unhandled::count(Unhandled::ScopeTableFull);
         return pass_unaccounted(&attempt);
@@ -370,7 +388,10 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             tallies::count(&attempt.scope, Tally::Overflowed);
             episode_begins
         }
-        Deferral::Waits { entry, episode_begins } => {
+        Deferral::Waits {
+            entry,
+            episode_begins,
+        } => {
             if !insert(skb, context, syn, &attempt, entry) {
                 decision::undo(scope, Some(line), entry);
                 return Verdict::Pass;

@@ -49,7 +49,9 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[inline(always)]
 #[must_use]
 pub fn note(seen: Seen) -> bool {
-    let Some(scratch) = SCRATCH.get_ptr_mut(ONLY) else { return false };
+    let Some(scratch) = SCRATCH.get_ptr_mut(ONLY) else {
+        return false;
+    };
     // SAFETY: this CPU's own, see above; nothing refers to it yet.
     unsafe {
         (&raw mut (*scratch).seen).write(seen);

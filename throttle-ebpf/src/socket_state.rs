@@ -32,7 +32,9 @@ pub fn changed(context: &BtfTracePointContext) {
     // SAFETY: the tracepoint hands over a live socket; the verifier checks its
     // type.
     let cookie = unsafe { bpf_get_socket_cookie(socket.cast_mut()) };
-    let Some(key) = sockets::attempt_of(cookie) else { return };
+    let Some(key) = sockets::attempt_of(cookie) else {
+        return;
+    };
     sockets::forget(cookie);
     let Some(flow) = flows::get(&key) else { return };
     if flow.cookie == cookie {

@@ -6,7 +6,7 @@
 //! other.
 
 use aya_ebpf::{macros::map, maps::ProgramArray};
-use throttle_common::record::{Step, STEPS, Unhandled};
+use throttle_common::record::{STEPS, Step, Unhandled};
 
 use crate::{skb::Skb, unhandled};
 
@@ -19,6 +19,6 @@ static NEXT_STEP: ProgramArray = ProgramArray::with_max_entries(STEPS, 0);
 #[inline(always)]
 pub fn go_on(skb: &Skb, step: Step) {
     // SAFETY: whatever the program returns ends this one.
-    let _ = unsafe { NEXT_STEP.tail_call(&skb.context(), step as u32) };
+    unsafe { NEXT_STEP.tail_call(&skb.context(), step as u32) }
     unhandled::count(Unhandled::StepMissing);
 }

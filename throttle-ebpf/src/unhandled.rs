@@ -7,7 +7,7 @@ use throttle_common::{
 };
 
 #[map(name = "UNHANDLED")]
-static TABLE: PerCpuArray<Word> = PerCpuArray::with_max_entries(UNHANDLED as u32, 0);
+static TABLE: PerCpuArray<Word> = PerCpuArray::with_max_entries(UNHANDLED, 0);
 
 /// Counts one; returns how many there were on this CPU before.
 #[inline(always)]

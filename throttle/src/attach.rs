@@ -69,8 +69,12 @@ impl Attachment {
             Direction::Ingress => (TcAttachType::Ingress, TcAttachType::Egress),
         };
         let steps = [(into, in_hook), (out, out_hook)];
-        let mut attachment =
-            Self { interface: interface.clone(), hook: "TCX", links: Vec::new(), added_clsact: false };
+        let mut attachment = Self {
+            interface: interface.clone(),
+            hook: "TCX",
+            links: Vec::new(),
+            added_clsact: false,
+        };
         if hook != Hook::Clsact {
             match attachment.by_tcx(object, &steps) {
                 Ok(()) => return Ok(attachment),
@@ -98,9 +102,18 @@ impl Attachment {
             let id = program
                 .attach_with_options(&self.interface.name, *hook, options)
                 .map_err(|error| {
-                    Error::needs(&*what, error, "TCX", "TCX needs Linux 6.6; use --hook clsact")
+                    Error::needs(
+                        &*what,
+                        error,
+                        "TCX",
+                        "TCX needs Linux 6.6; use --hook clsact",
+                    )
                 })?;
-            self.links.push(program.take_link(id).map_err(|error| Error::failed(what, error))?);
+            self.links.push(
+                program
+                    .take_link(id)
+                    .map_err(|error| Error::failed(what, error))?,
+            );
         }
         Ok(())
     }
@@ -126,19 +139,24 @@ impl Attachment {
             // Without a priority the kernel puts the filter before those that
             // are there (`tcf_auto_prio` in net/sched/cls_api.c).
             let options = TcAttachOptions::Netlink(NlOptions::default());
-            let id = program.attach_with_options(&name, *hook, options).map_err(|error| {
-                Error::needs(
-                    &*what,
-                    error,
-                    "BPF classifier",
-                    "it needs CONFIG_NET_CLS_BPF (module cls_bpf)",
-                )
-            })?;
-            self.links.push(program.take_link(id).map_err(|error| Error::failed(what, error))?);
+            let id = program
+                .attach_with_options(&name, *hook, options)
+                .map_err(|error| {
+                    Error::needs(
+                        &*what,
+                        error,
+                        "BPF classifier",
+                        "it needs CONFIG_NET_CLS_BPF (module cls_bpf)",
+                    )
+                })?;
+            self.links.push(
+                program
+                    .take_link(id)
+                    .map_err(|error| Error::failed(what, error))?,
+            );
         }
         Ok(())
     }
-
 
     /// Detaches the programs, and removes the clsact qdisc if it was added for
     /// them and nobody else uses it.
@@ -155,7 +173,9 @@ impl Attachment {
                     debug!("{name}: {error}");
                 }
             }
-            Ok(true) => warn!("the clsact qdisc stays on {name}: somebody else's filter uses it now"),
+            Ok(true) => {
+                warn!("the clsact qdisc stays on {name}: somebody else's filter uses it now")
+            }
             Err(error) => debug!("{name}: {error}"),
         }
     }

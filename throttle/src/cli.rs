@@ -105,7 +105,9 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_library() {
         let cli = Cli::parse_from(["throttle", "run", "-i", "eth0"]);
-        let Command::Run(run) = cli.command else { panic!("not run") };
+        let Command::Run(run) = cli.command else {
+            panic!("not run")
+        };
         assert_eq!(run.settings(), Settings::default());
     }
 }

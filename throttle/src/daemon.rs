@@ -77,7 +77,12 @@ impl Keeper {
             cookie: socket.cookie(),
             alive_until_ns: 0,
         };
-        Ok(Self { socket, queue: Queue::default(), heartbeat, refused: 0 })
+        Ok(Self {
+            socket,
+            queue: Queue::default(),
+            heartbeat,
+            refused: 0,
+        })
     }
 
     /// Frames that a device did not take.
@@ -110,9 +115,11 @@ impl Throttle {
         let events = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| Error::failed("wait for the ring buffer", error.to_string()))?;
         // SAFETY: as above; the logger is a ring buffer too.
-        let logger = EbpfLogger::init(&mut object.ebpf).ok().and_then(|logger| unsafe {
-            AsyncFd::register_with_interest(logger, Interest::READABLE).ok()
-        });
+        let logger = EbpfLogger::init(&mut object.ebpf)
+            .ok()
+            .and_then(|logger| unsafe {
+                AsyncFd::register_with_interest(logger, Interest::READABLE).ok()
+            });
         object.watch_sockets();
         let mut throttle = Self {
             object,
@@ -155,8 +162,11 @@ impl Throttle {
     /// What is attached, for people: `eth0 by TCX`.
     #[must_use]
     pub fn attached(&self) -> String {
-        let each: Vec<_> =
-            self.attachments.iter().map(|a| format!("{} by {}", a.interface.name, a.hook)).collect();
+        let each: Vec<_> = self
+            .attachments
+            .iter()
+            .map(|a| format!("{} by {}", a.interface.name, a.hook))
+            .collect();
         each.join(", ")
     }
 
@@ -168,7 +178,8 @@ impl Throttle {
     /// When the last interface vanished, or the kernel side cannot be reached.
     pub async fn run(&mut self, output: &mut Output) -> Result<()> {
         let mut vanishing = interface::vanishing()?;
-        let on = |kind: SignalKind| signal(kind).map_err(|e| Error::failed("listen for signals", e));
+        let on =
+            |kind: SignalKind| signal(kind).map_err(|e| Error::failed("listen for signals", e));
         let (mut interrupt, mut terminate) =
             (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
         let (mut heartbeat, mut check) = (interval(HEARTBEAT), interval(CHECK));
@@ -206,8 +217,17 @@ impl Throttle {
     }
 
     fn serve(&mut self, keeper: &mut Keeper) {
-        let Keeper { socket, queue, refused, .. } = keeper;
-        let mut kernel = Live { maps: &self.maps, socket, refused };
+        let Keeper {
+            socket,
+            queue,
+            refused,
+            ..
+        } = keeper;
+        let mut kernel = Live {
+            maps: &self.maps,
+            socket,
+            refused,
+        };
         queue.serve(&mut kernel);
     }
 
@@ -224,7 +244,11 @@ impl Throttle {
 
     /// An interface has vanished, and its programs with it.
     fn let_go(&mut self, index: u32) -> Result<()> {
-        let Some(at) = self.attachments.iter().position(|a| a.interface.index == index) else {
+        let Some(at) = self
+            .attachments
+            .iter()
+            .position(|a| a.interface.index == index)
+        else {
             return Ok(());
         };
         let gone = self.attachments.swap_remove(at);
@@ -235,7 +259,10 @@ impl Throttle {
                  it is back"
             )));
         }
-        warn!("interface {name} vanished; still attached to {}", self.attached());
+        warn!(
+            "interface {name} vanished; still attached to {}",
+            self.attached()
+        );
         Ok(())
     }
 
@@ -253,7 +280,11 @@ impl Throttle {
         self.detach().await;
         for (subject, _) in self.maps.scopes() {
             let Tallies(counts) = self.maps.tallies(&subject);
-            info!("{}: {}", self.name(&subject), list(Tallies::NAMES.into_iter().zip(counts)));
+            info!(
+                "{}: {}",
+                self.name(&subject),
+                list(Tallies::NAMES.into_iter().zip(counts))
+            );
         }
         if self.maps.unhandled().iter().any(|(_, count)| *count > 0) {
             info!("not handled: {}", list(self.maps.unhandled()));
@@ -273,7 +304,11 @@ fn list(counts: impl IntoIterator<Item = (&'static str, u64)>) -> String {
         .filter(|(_, count)| *count > 0)
         .map(|(name, count)| format!("{name} {count}"))
         .collect();
-    if each.is_empty() { "nothing".into() } else { each.join(", ") }
+    if each.is_empty() {
+        "nothing".into()
+    } else {
+        each.join(", ")
+    }
 }
 
 fn name_in(names: &HashMap<u32, String>, subject: &Subject) -> Option<String> {
@@ -318,7 +353,10 @@ fn drain(
     for _ in 0..RECORDS_AT_ONCE {
         let Some(item) = ring.next() else { return true };
         if take_in(&item, keeper, maps, output, names).is_none() {
-            error!("a record of {} bytes makes no sense: it is left out", item.len());
+            error!(
+                "a record of {} bytes makes no sense: it is left out",
+                item.len()
+            );
         }
     }
     false
@@ -337,13 +375,19 @@ fn take_in(
         RecordKind::Deferred => {
             let record: Deferred = maps::record(bytes)?;
             let waiting = Waiting::new(&record)?;
-            let kernel = Live { maps, socket: &mut keeper.socket, refused: &mut keeper.refused };
-            keeper.queue.push(&kernel, record.scope, record.owner, waiting);
+            let kernel = Live {
+                maps,
+                socket: &mut keeper.socket,
+                refused: &mut keeper.refused,
+            };
+            keeper
+                .queue
+                .push(&kernel, record.scope, record.owner, waiting);
         }
         RecordKind::LimitReached => {
             let record: LimitReached = maps::record(bytes)?;
             let episode = Episode::new(&record, |subject| name_in(names, subject));
-            output.tell(calendar_ns(&record), What::LimitReached(episode));
+            output.tell(calendar_ns(&record), What::LimitReached(Box::new(episode)));
         }
         RecordKind::Room => {
             let record: Room = maps::record(bytes)?;

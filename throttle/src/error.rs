@@ -84,9 +84,7 @@ impl Error {
     ) -> Self {
         let (what, source) = (what.into(), source.into());
         match errno_of(source.as_ref()) {
-            Some(
-                nix::libc::EINVAL | nix::libc::ENOSYS | nix::libc::EOPNOTSUPP,
-            ) => Self::Kernel {
+            Some(nix::libc::EINVAL | nix::libc::ENOSYS | nix::libc::EOPNOTSUPP) => Self::Kernel {
                 what,
                 lacks: format!("this kernel has no {lacks} ({source})"),
                 remedy: remedy.to_owned(),
@@ -107,7 +105,8 @@ pub fn errno_of(error: &(dyn StdError + 'static)) -> Option<i32> {
         if let Some(errno) = error.downcast_ref::<nix::errno::Errno>() {
             return Some(*errno as i32);
         }
-        if let Some(aya::programs::ProgramError::LoadError { io_error, .. }) = error.downcast_ref() {
+        if let Some(aya::programs::ProgramError::LoadError { io_error, .. }) = error.downcast_ref()
+        {
             return io_error.raw_os_error();
         }
         at = error.source();
@@ -142,7 +141,10 @@ mod tests {
         assert_eq!(Error::failed("try", os(nix::libc::ENOENT)).exit_code(), 1);
         assert_eq!(Error::Usage("no".into()).exit_code(), 2);
         assert_eq!(Error::failed("try", os(nix::libc::EPERM)).exit_code(), 3);
-        assert_eq!(Error::needs("try", os(nix::libc::EINVAL), "TCX", "upgrade").exit_code(), 4);
+        assert_eq!(
+            Error::needs("try", os(nix::libc::EINVAL), "TCX", "upgrade").exit_code(),
+            4
+        );
     }
 
     #[test]
@@ -158,6 +160,9 @@ mod tests {
             name: "FLOWS".into(),
             io_error: os(nix::libc::EPERM),
         };
-        assert_eq!(errno_of(&aya::EbpfError::MapError(wrapped)), Some(nix::libc::EPERM));
+        assert_eq!(
+            errno_of(&aya::EbpfError::MapError(wrapped)),
+            Some(nix::libc::EPERM)
+        );
     }
 }

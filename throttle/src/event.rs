@@ -39,7 +39,11 @@ impl Named {
             Some(SubjectKind::Source) => ("source", address(subject.id).to_string()),
             None => ("unknown", subject.number().to_string()),
         };
-        Self { kind, name: name.unwrap_or_else(|| id.clone()), id }
+        Self {
+            kind,
+            name: name.unwrap_or_else(|| id.clone()),
+            id,
+        }
     }
 }
 
@@ -54,7 +58,10 @@ pub fn address(bytes: [u8; 16]) -> IpAddr {
 pub fn ends(key: &FlowKey) -> (SocketAddr, SocketAddr) {
     (
         SocketAddr::new(address(key.source), u16::from_be_bytes(key.source_port)),
-        SocketAddr::new(address(key.destination), u16::from_be_bytes(key.destination_port)),
+        SocketAddr::new(
+            address(key.destination),
+            u16::from_be_bytes(key.destination_port),
+        ),
     )
 }
 
@@ -75,7 +82,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
     /// A scope has reached its limit: an episode begins.
-    LimitReached(Episode),
+    LimitReached(Box<Episode>),
     /// Events were lost, because nobody took them.
     Lost {
         /// How many.
@@ -117,7 +124,12 @@ impl Event {
             at_ns / 1_000_000_000,
             u32::try_from(at_ns % 1_000_000_000).unwrap_or(0),
         );
-        Self { at_ns, sequence, id: uuid::Uuid::new_v7(time), what }
+        Self {
+            at_ns,
+            sequence,
+            id: uuid::Uuid::new_v7(time),
+            what,
+        }
     }
 }
 
@@ -137,7 +149,11 @@ impl Episode {
             half_open: record.half_open,
             queued: record.queued,
             rate: Rate::from_interval(record.interval_ns),
-            mode: if record.mode == RawMode::Enforce as u32 { Mode::Enforce } else { Mode::Monitor },
+            mode: if record.mode == RawMode::Enforce as u32 {
+                Mode::Enforce
+            } else {
+                Mode::Monitor
+            },
             source,
             destination,
         }

@@ -1,14 +1,16 @@
 //! What a device is: asked over netlink, in the network namespace of the
 //! caller. /sys may belong to another one.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "netlink's enums have dozens of variants that say nothing to us"
+)]
+
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
     MulticastGroup,
     packet_core::NetlinkPayload,
-    packet_route::{
-        RouteNetlinkMessage,
-        link::{LinkAttribute, LinkLayerType},
-    },
+    packet_route::{RouteNetlinkMessage, link::LinkLayerType},
 };
 use throttle_common::frame::Link;
 
@@ -48,11 +50,19 @@ impl Interface {
             )));
         }
         let handle = connect()?;
-        let found = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
+        let found = handle
+            .link()
+            .get()
+            .match_name(name.to_owned())
+            .execute()
+            .try_next()
+            .await;
         let message = match found {
             Ok(Some(message)) => message,
             Ok(None) => return Err(unknown(&what)),
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -nix::libc::ENODEV => {
+            Err(rtnetlink::Error::NetlinkError(error))
+                if error.raw_code() == -nix::libc::ENODEV =>
+            {
                 return Err(unknown(&what));
             }
             Err(error) => return Err(Error::failed(what, error)),
@@ -73,16 +83,10 @@ impl Interface {
                 )));
             }
         };
-        Ok(Self { index: message.header.index, name: name.to_owned(), link })
-    }
-
-    /// The present name of the interface with this index, if there is one.
-    pub async fn name_of(index: u32) -> Option<String> {
-        let handle = connect().ok()?;
-        let message = handle.link().get().match_index(index).execute().try_next().await.ok()??;
-        message.attributes.into_iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name),
-            _ => None,
+        Ok(Self {
+            index: message.header.index,
+            name: name.to_owned(),
+            link,
         })
     }
 }
@@ -103,10 +107,14 @@ pub fn vanishing() -> Result<impl Stream<Item = u32> + Unpin> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
         .map_err(|error| Error::failed("listen for interfaces that vanish", error))?;
     tokio::spawn(connection);
-    Ok(Box::pin(messages.filter_map(async |(message, _)| match message.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => Some(link.header.index),
-        _ => None,
-    })))
+    Ok(Box::pin(messages.filter_map(
+        async |(message, _)| match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+                Some(link.header.index)
+            }
+            _ => None,
+        },
+    )))
 }
 
 /// Whether any filter hangs on the clsact qdisc of this interface.
@@ -120,7 +128,11 @@ pub async fn has_filters(index: u32) -> Result<bool> {
     for ingress in [true, false] {
         let mut filters = handle.traffic_filter(index);
         let request = filters.get();
-        let request = if ingress { request.ingress() } else { request.egress() };
+        let request = if ingress {
+            request.ingress()
+        } else {
+            request.egress()
+        };
         let found: Vec<_> = request
             .execute()
             .try_collect()

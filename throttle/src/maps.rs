@@ -58,8 +58,16 @@ macro_rules! copy_of {
     };
 }
 
-copy_of!(FlowCopy, Flow, "An attempt as it stood when it was looked up.");
-copy_of!(ScopeCopy, Scope, "A scope as it stood when it was looked up.");
+copy_of!(
+    FlowCopy,
+    Flow,
+    "An attempt as it stood when it was looked up."
+);
+copy_of!(
+    ScopeCopy,
+    Scope,
+    "A scope as it stood when it was looked up."
+);
 
 /// Reads a record as it came through the ring buffer.
 #[must_use]
@@ -91,7 +99,9 @@ where
     M::Error: std::error::Error + Send + Sync + 'static,
 {
     let what = || format!("open map {name}");
-    let map = ebpf.take_map(name).ok_or_else(|| Error::failed(what(), "it is not there"))?;
+    let map = ebpf
+        .take_map(name)
+        .ok_or_else(|| Error::failed(what(), "it is not there"))?;
     M::try_from(map).map_err(|error| Error::failed(what(), error))
 }
 
@@ -177,7 +187,9 @@ impl Maps {
 
     /// Every attempt in the table.
     pub fn flows(&self) -> impl Iterator<Item = (FlowKey, FlowCopy)> {
-        self.flows.iter().filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow)))
+        self.flows
+            .iter()
+            .filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow)))
     }
 
     /// The state of `scope`, as it stands now.
@@ -188,7 +200,9 @@ impl Maps {
 
     /// Every scope with its state.
     pub fn scopes(&self) -> impl Iterator<Item = (Subject, ScopeCopy)> {
-        self.scopes.iter().filter_map(|entry| entry.ok().map(|(Plain(key), scope)| (key, scope)))
+        self.scopes
+            .iter()
+            .filter_map(|entry| entry.ok().map(|(Plain(key), scope)| (key, scope)))
     }
 
     /// What happened in `scope`, on all CPUs together.
@@ -207,7 +221,7 @@ impl Maps {
 
     /// What could not be handled the usual way, by name, on all CPUs together.
     #[must_use]
-    pub fn unhandled(&self) -> [(&'static str, u64); UNHANDLED] {
+    pub fn unhandled(&self) -> [(&'static str, u64); UNHANDLED as usize] {
         let mut index = 0;
         UNHANDLED_NAMES.map(|name| {
             let each = self.unhandled.get(&index, 0);

@@ -85,9 +85,15 @@ impl Sizes {
         of(self.flows, element(size_of::<FlowKey>(), size_of::<Flow>()))
             + of(self.endpoints, element(size_of::<Endpoint>(), 8))
             + of(self.sockets, element(8, size_of::<FlowKey>()))
-            + of(self.scopes, element(size_of::<Subject>(), size_of::<Scope>()))
+            + of(
+                self.scopes,
+                element(size_of::<Subject>(), size_of::<Scope>()),
+            )
             + of(self.lines, element(size_of::<LineKey>(), size_of::<Line>()))
-            + of(self.tallies, element(size_of::<Subject>(), 8) + cpus * TALLIES * 8)
+            + of(
+                self.tallies,
+                element(size_of::<Subject>(), 8) + cpus * TALLIES * 8,
+            )
             + self.ring_bytes as usize
     }
 }
@@ -121,14 +127,19 @@ impl Object {
             .map_max_entries("TALLIES", sizes.tallies)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .load(OBJECT)
-            .map_err(|error| Error::needs(what, error, "map of a type that throttle uses", remedy))?;
+            .map_err(|error| {
+                Error::needs(what, error, "map of a type that throttle uses", remedy)
+            })?;
         let next_step = maps::take(&mut ebpf, "NEXT_STEP")?;
         let mut object = Self { ebpf, next_step };
         for (index, name) in (0..).zip(STEP_PROGRAMS) {
             let program = object.classifier(name)?;
             let fd = program.fd().map_err(|error| Error::failed(what, error))?;
             let fd = fd.try_clone().map_err(|error| Error::failed(what, error))?;
-            object.next_step.set(index, &fd, 0).map_err(|error| Error::failed(what, error))?;
+            object
+                .next_step
+                .set(index, &fd, 0)
+                .map_err(|error| Error::failed(what, error))?;
         }
         Ok(object)
     }
@@ -173,8 +184,11 @@ impl Object {
 
     fn try_watch_sockets(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         let btf = Btf::from_sys_fs()?;
-        let program: &mut BtfTracePoint =
-            self.ebpf.program_mut("socket_state").ok_or("the object does not have it")?.try_into()?;
+        let program: &mut BtfTracePoint = self
+            .ebpf
+            .program_mut("socket_state")
+            .ok_or("the object does not have it")?
+            .try_into()?;
         program.load("inet_sock_set_state", &btf)?;
         program.attach()?;
         Ok(())
@@ -189,13 +203,21 @@ mod tests {
     fn the_defaults_fit_thirty_two_mebibytes() {
         for cpus in [1, 2, 8, 64, 128] {
             let sizes = Sizes::new(&Policy::default(), cpus);
-            assert!(sizes.bytes(cpus) <= 32 << 20, "{cpus} CPUs: {} bytes", sizes.bytes(cpus));
+            assert!(
+                sizes.bytes(cpus) <= 32 << 20,
+                "{cpus} CPUs: {} bytes",
+                sizes.bytes(cpus)
+            );
         }
     }
 
     #[test]
     fn a_full_line_always_has_room() {
-        let policy = Policy { line_capacity: 1 << 18, limit: 1_000, ..Policy::default() };
+        let policy = Policy {
+            line_capacity: 1 << 18,
+            limit: 1_000,
+            ..Policy::default()
+        };
         assert!(Sizes::new(&policy, 1).flows >= 2 << 18);
     }
 }

@@ -51,14 +51,23 @@ impl Output {
                     lines += &format.line(&Event::new(event.at_ns, event.sequence, what), &host);
                     lines += "\n";
                 }
-                if to.write_all(lines.as_bytes()).and_then(|()| to.flush()).is_err() {
+                if to
+                    .write_all(lines.as_bytes())
+                    .and_then(|()| to.flush())
+                    .is_err()
+                {
                     end.is.store(true, Ordering::SeqCst);
                     end.notify.notify_waiters();
                     return;
                 }
             }
         });
-        Self { sender, lost, closed, sequence: 0 }
+        Self {
+            sender,
+            lost,
+            closed,
+            sequence: 0,
+        }
     }
 
     /// Writes events to the standard output.

@@ -119,11 +119,15 @@ impl Queue {
     /// that is handed over late stands where it belongs.
     pub fn push(&mut self, kernel: &impl Kernel, scope: Subject, owner: Subject, waiting: Waiting) {
         let lines = self.scopes.entry(scope).or_default();
-        lines.turns.insert(owner, waiting, |waiting| waiting.first_ns);
+        lines
+            .turns
+            .insert(owner, waiting, |waiting| waiting.first_ns);
         // At each doubling beyond the threshold: the cost stays linear.
         let len = lines.turns.line_len(&owner);
         if len >= PRUNE_AT && len.is_power_of_two() {
-            let gone = lines.turns.prune(&owner, |w| kernel.still_waits(&w.key, w.isn));
+            let gone = lines
+                .turns
+                .prune(&owner, |w| kernel.still_waits(&w.key, w.isn));
             debug!("{gone} of {len} attempts in a line had given up");
         }
         lines.look_at_ns = 0;
@@ -157,7 +161,9 @@ impl Queue {
 impl Lines {
     fn serve(&mut self, kernel: &mut impl Kernel, scope: &Subject) {
         for _ in 0..OFFERS_AT_ONCE {
-            let Some((_, head)) = self.turns.head() else { return };
+            let Some((_, head)) = self.turns.head() else {
+                return;
+            };
             if !kernel.still_waits(&head.key, head.isn) {
                 self.turns.skip();
                 continue;
@@ -224,12 +230,14 @@ impl Kernel for Live<'_> {
     fn offer(&mut self, waiting: &Waiting) -> io::Result<()> {
         let waited_ns = self.now_ns().saturating_sub(waiting.seen_ns);
         let waited_ms = u32::try_from(waited_ns / NANOS_PER_MILLI).unwrap_or(u32::MAX);
-        self.socket.send(&waiting.frame, waited_ms).inspect_err(|error| {
-            if *self.refused == 0 {
-                warn!("a device does not take a deferred SYN ({error}); it is offered again");
-            }
-            *self.refused += 1;
-        })
+        self.socket
+            .send(&waiting.frame, waited_ms)
+            .inspect_err(|error| {
+                if *self.refused == 0 {
+                    warn!("a device does not take a deferred SYN ({error}); it is offered again");
+                }
+                *self.refused += 1;
+            })
     }
 }
 
@@ -260,7 +268,10 @@ mod tests {
         }
 
         fn supply(&self, _scope: &Subject) -> Option<Supply> {
-            Some(Supply { room: self.room > 0, next_release_ns: self.next_release_ns })
+            Some(Supply {
+                room: self.room > 0,
+                next_release_ns: self.next_release_ns,
+            })
         }
 
         fn offer(&mut self, waiting: &Waiting) -> io::Result<()> {
@@ -303,7 +314,13 @@ mod tests {
 
     #[test]
     fn releases_follow_the_line_and_the_rate() {
-        let (mut queue, mut fake) = (Queue::default(), Fake { next_release_ns: 100, ..Fake::default() });
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                next_release_ns: 100,
+                ..Fake::default()
+            },
+        );
         for isn in 1..=4 {
             push(&mut queue, &fake, 1, isn);
         }
@@ -320,8 +337,14 @@ mod tests {
 
     #[test]
     fn room_is_taken_at_once_and_no_more_than_there_is() {
-        let (mut queue, mut fake) =
-            (Queue::default(), Fake { next_release_ns: 1_000, room: 3, ..Fake::default() });
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                next_release_ns: 1_000,
+                room: 3,
+                ..Fake::default()
+            },
+        );
         for isn in 1..=5 {
             push(&mut queue, &fake, 1, isn);
         }
@@ -336,7 +359,13 @@ mod tests {
 
     #[test]
     fn the_dead_are_skipped_and_cost_no_turn() {
-        let (mut queue, mut fake) = (Queue::default(), Fake { room: 2, ..Fake::default() });
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                room: 2,
+                ..Fake::default()
+            },
+        );
         for isn in 1..=300 {
             push(&mut queue, &fake, 1, isn);
         }
@@ -351,8 +380,14 @@ mod tests {
 
     #[test]
     fn a_device_that_is_down_loses_nobody() {
-        let (mut queue, mut fake) =
-            (Queue::default(), Fake { room: 1, refuse: true, ..Fake::default() });
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                room: 1,
+                refuse: true,
+                ..Fake::default()
+            },
+        );
         push(&mut queue, &fake, 1, 1);
         queue.serve(&mut fake);
         assert_eq!(queue.next_look_ns(), Some(AGAIN_NS));
@@ -364,7 +399,13 @@ mod tests {
 
     #[test]
     fn who_opens_and_gives_up_does_not_make_the_queue_grow() {
-        let (mut queue, fake) = (Queue::default(), Fake { next_release_ns: 1_000, ..Fake::default() });
+        let (mut queue, fake) = (
+            Queue::default(),
+            Fake {
+                next_release_ns: 1_000,
+                ..Fake::default()
+            },
+        );
         for isn in 1..=100_000 {
             push(&mut queue, &fake, 1, isn);
             fake.waiting.borrow_mut().remove(&isn);
@@ -374,7 +415,13 @@ mod tests {
 
     #[test]
     fn one_that_is_handed_over_late_stands_where_it_belongs() {
-        let (mut queue, mut fake) = (Queue::default(), Fake { room: 3, ..Fake::default() });
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                room: 3,
+                ..Fake::default()
+            },
+        );
         for isn in [2, 3, 1] {
             push(&mut queue, &fake, 1, isn);
         }

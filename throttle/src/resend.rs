@@ -15,6 +15,15 @@ use throttle_common::record::{Deferred, FRAME_MAX};
 
 use crate::{Error, Result};
 
+#[expect(clippy::cast_possible_truncation, reason = "17, in a field of 16 bits")]
+const AF_PACKET: libc::sa_family_t = libc::AF_PACKET as libc::sa_family_t;
+
+/// The length of a socket address or option.
+#[expect(clippy::cast_possible_truncation, reason = "they are a few bytes long")]
+const fn length_of<T>() -> libc::socklen_t {
+    size_of::<T>() as libc::socklen_t
+}
+
 const MAC_ADDRESSES_LEN: usize = 12;
 const VLAN_TAG_LEN: usize = 4;
 
@@ -66,7 +75,8 @@ impl Frame {
     pub fn mended(&self, waited_ms: u32) -> Vec<u8> {
         let mut bytes = self.bytes.to_vec();
         if let Some(at) = self.timestamp_offset() {
-            let value = u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+            let value =
+                u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
             bytes[at..at + 4].copy_from_slice(&value.wrapping_add(waited_ms).to_be_bytes());
         }
         if let Some(checksum) = self.checksum(&bytes) {
@@ -130,7 +140,12 @@ impl Frame {
     fn checksum(&self, bytes: &[u8]) -> Option<[u8; 2]> {
         const TCP: u8 = 6;
         let ip = &bytes[self.network_offset..];
-        let be16 = |at: usize| Some(usize::from(u16::from_be_bytes([*ip.get(at)?, *ip.get(at + 1)?])));
+        let be16 = |at: usize| {
+            Some(usize::from(u16::from_be_bytes([
+                *ip.get(at)?,
+                *ip.get(at + 1)?,
+            ])))
+        };
         let (packet_len, pseudo) = match ip.first()? >> 4 {
             4 => (
                 be16(2)?,
@@ -154,7 +169,8 @@ impl Frame {
             .add_slice(&segment[..16])
             .add_slice(segment.get(18..)?)
             .ones_complement();
-        Some(checksum.to_be().to_ne_bytes())
+        // The sum was taken of the words as they lie in memory.
+        Some(checksum.to_ne_bytes())
     }
 }
 
@@ -184,7 +200,12 @@ impl PacketSocket {
         )
         .map_err(|error| Error::failed(what, error))?;
         let cookie = cookie_of(&socket).map_err(|error| Error::failed(what, error))?;
-        Ok(Self { socket, cookie, mark: 0, priority: 0 })
+        Ok(Self {
+            socket,
+            cookie,
+            mark: 0,
+            priority: 0,
+        })
     }
 
     /// What the programs know it by.
@@ -212,7 +233,7 @@ impl PacketSocket {
         let bytes = frame.mended(waited_ms);
         // SAFETY: sockaddr_ll is made of numbers; all zero is a value of it.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_family = AF_PACKET;
         to.sll_protocol = frame.protocol(&bytes).to_be();
         to.sll_ifindex = i32::try_from(frame.ifindex).unwrap_or(i32::MAX);
         // SAFETY: both pointers are valid for the lengths that go with them.
@@ -223,17 +244,21 @@ impl PacketSocket {
                 bytes.len(),
                 0,
                 (&raw const to).cast(),
-                size_of::<libc::sockaddr_ll>() as u32,
+                length_of::<libc::sockaddr_ll>(),
             )
         };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 }
 
 /// The cookie of a socket (`SO_COOKIE`, since Linux 4.12), which no other
 /// socket of this machine has had since it booted.
 fn cookie_of(socket: &OwnedFd) -> io::Result<u64> {
-    let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
+    let (mut cookie, mut len) = (0u64, length_of::<u64>());
     // SAFETY: both pointers are valid for the lengths that go with them.
     let result = unsafe {
         libc::getsockopt(
@@ -244,7 +269,11 @@ fn cookie_of(socket: &OwnedFd) -> io::Result<u64> {
             &raw mut len,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(cookie)
+    }
 }
 
 #[cfg(test)]
@@ -273,9 +302,16 @@ mod tests {
             TcpOptionElement::WindowScale(7),
         ];
         let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
-        let builder =
-            if v6 { ethernet.ipv6([1; 16], [2; 16], 64) } else { ethernet.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64) };
-        let builder = builder.tcp(40_000, 80, 7, 64_240).syn().options(&options).unwrap();
+        let builder = if v6 {
+            ethernet.ipv6([1; 16], [2; 16], 64)
+        } else {
+            ethernet.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        };
+        let builder = builder
+            .tcp(40_000, 80, 7, 64_240)
+            .syn()
+            .options(&options)
+            .unwrap();
         let mut bytes = Vec::new();
         builder.write(&mut bytes, &[]).unwrap();
         let transport = 14 + if v6 { 40 } else { 20 };
@@ -285,17 +321,26 @@ mod tests {
 
     fn check(bytes: &[u8], waited_ms: u32) {
         let packet = SlicedPacket::from_ethernet(bytes).unwrap();
-        let Some(TransportSlice::Tcp(tcp)) = packet.transport else { panic!("no TCP") };
+        let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
+            panic!("no TCP")
+        };
         let header = tcp.to_header();
         let checksum = match packet.net.unwrap() {
-            etherparse::NetSlice::Ipv4(ip) => header.calc_checksum_ipv4(&ip.header().to_header(), &[]),
-            etherparse::NetSlice::Ipv6(ip) => header.calc_checksum_ipv6(&ip.header().to_header(), &[]),
+            etherparse::NetSlice::Ipv4(ip) => {
+                header.calc_checksum_ipv4(&ip.header().to_header(), &[])
+            }
+            etherparse::NetSlice::Ipv6(ip) => {
+                header.calc_checksum_ipv6(&ip.header().to_header(), &[])
+            }
             etherparse::NetSlice::Arp(_) => panic!("no IP"),
         };
         assert_eq!(header.checksum, checksum.unwrap());
-        let stamp = header.options_iterator().flatten().find_map(|option| match option {
-            TcpOptionElement::Timestamp(value, _) => Some(value),
-            _ => None,
+        let stamp = header.options_iterator().flatten().find_map(|option| {
+            if let TcpOptionElement::Timestamp(value, _) = option {
+                Some(value)
+            } else {
+                None
+            }
         });
         assert_eq!(stamp, Some(TSVAL.wrapping_add(waited_ms)));
     }

@@ -43,7 +43,10 @@ impl Rate {
     /// `count` a second.
     #[must_use]
     pub const fn per_second(count: u64) -> Self {
-        Self { count, unit: RateUnit::Second }
+        Self {
+            count,
+            unit: RateUnit::Second,
+        }
     }
 
     /// The rate of one release in `interval_ns`, in the unit that shows it best.
@@ -51,10 +54,16 @@ impl Rate {
     pub const fn from_interval(interval_ns: u64) -> Self {
         let interval_ns = if interval_ns == 0 { 1 } else { interval_ns };
         if interval_ns <= NANOS_PER_SEC {
-            Self { count: (NANOS_PER_SEC + interval_ns / 2) / interval_ns, unit: RateUnit::Second }
+            Self {
+                count: (NANOS_PER_SEC + interval_ns / 2) / interval_ns,
+                unit: RateUnit::Second,
+            }
         } else {
             let minute = RateUnit::Minute.nanos();
-            Self { count: (minute + interval_ns / 2) / interval_ns, unit: RateUnit::Minute }
+            Self {
+                count: (minute + interval_ns / 2) / interval_ns,
+                unit: RateUnit::Minute,
+            }
         }
     }
 
@@ -80,14 +89,18 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let hint = "write a whole number and a unit: 10/s, 30/m";
-        let (count, unit) = text.split_once('/').ok_or_else(|| format!("no unit; {hint}"))?;
+        let (count, unit) = text
+            .split_once('/')
+            .ok_or_else(|| format!("no unit; {hint}"))?;
         let unit = match unit.trim() {
             "s" => RateUnit::Second,
             "m" => RateUnit::Minute,
             other => return Err(format!("unknown unit '{other}'; {hint}")),
         };
-        let count: u64 =
-            count.trim().parse().map_err(|_| format!("'{count}' is not a whole number; {hint}"))?;
+        let count: u64 = count
+            .trim()
+            .parse()
+            .map_err(|_| format!("'{count}' is not a whole number; {hint}"))?;
         if count == 0 {
             return Err("a rate of 0 would never release anything; the least is 1/m".into());
         }
@@ -119,7 +132,10 @@ pub fn parse_limit(text: &str) -> Result<u64, String> {
 /// Says what is accepted when it is not one.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
     let span = parse_duration(text)?;
-    let (least, most) = (Duration::from_nanos(MIN_SPAN_NS), Duration::from_nanos(MAX_SPAN_NS));
+    let (least, most) = (
+        Duration::from_nanos(MIN_SPAN_NS),
+        Duration::from_nanos(MAX_SPAN_NS),
+    );
     if span < least || span > most {
         return Err("write a time from 1s to 1day".into());
     }
@@ -283,9 +299,14 @@ mod tests {
 
     #[test]
     fn a_bad_rate_says_what_to_write() {
-        for text in ["", "5", "5/h", "0/s", "-1/s", "1.5/s", "5/s/s", "100001/s", "x/s"] {
+        for text in [
+            "", "5", "5/h", "0/s", "-1/s", "1.5/s", "5/s/s", "100001/s", "x/s",
+        ] {
             let error = text.parse::<Rate>().unwrap_err();
-            assert!(error.contains("/s") || error.contains("/m"), "{text}: {error}");
+            assert!(
+                error.contains("/s") || error.contains("/m"),
+                "{text}: {error}"
+            );
         }
     }
 
@@ -293,7 +314,10 @@ mod tests {
     fn a_bad_duration_says_what_to_write() {
         for text in ["", "30", "x", "-1s", "0s", "500ms", "2days"] {
             let error = parse_span(text).unwrap_err();
-            assert!(error.contains("30s") || error.contains("1day"), "{text}: {error}");
+            assert!(
+                error.contains("30s") || error.contains("1day"),
+                "{text}: {error}"
+            );
         }
         assert_eq!(parse_span("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
@@ -302,7 +326,10 @@ mod tests {
     #[test]
     fn a_bad_limit_says_what_to_write() {
         for text in ["", "0", "-1", "1000001", "ten", "1.5"] {
-            assert!(parse_limit(text).unwrap_err().contains("from 1 to"), "{text}");
+            assert!(
+                parse_limit(text).unwrap_err().contains("from 1 to"),
+                "{text}"
+            );
         }
     }
 

@@ -32,7 +32,11 @@ impl Stage {
         Self {
             scope: Scope::new(),
             line: Line::new(),
-            policy: Policy { limit: 2, interval_ns: INTERVAL, ..Policy::default() },
+            policy: Policy {
+                limit: 2,
+                interval_ns: INTERVAL,
+                ..Policy::default()
+            },
             daemon: Daemon::default(),
             now_ns: START,
         }
@@ -40,12 +44,23 @@ impl Stage {
 
     fn with_daemon() -> Self {
         let alive_until_ns = START + 1_000 * NANOS_PER_SEC;
-        let daemon = Daemon { generation: GENERATION, cookie: 77, alive_until_ns };
-        Self { daemon, ..Self::new() }
+        let daemon = Daemon {
+            generation: GENERATION,
+            cookie: 77,
+            alive_until_ns,
+        };
+        Self {
+            daemon,
+            ..Self::new()
+        }
     }
 
     fn context(&self) -> Context<'_> {
-        Context { policy: &self.policy, daemon: &self.daemon, now_ns: self.now_ns }
+        Context {
+            policy: &self.policy,
+            daemon: &self.daemon,
+            now_ns: self.now_ns,
+        }
     }
 
     fn after(mut self, ns: u64) -> Self {
@@ -87,7 +102,15 @@ impl Stage {
 
     fn offer(&self, flow: &Flow, offer: Offer) -> Again {
         let line = Some(&self.line);
-        seen_again(&self.context(), &self.scope, line, flow, offer, false, INTERFACE)
+        seen_again(
+            &self.context(),
+            &self.scope,
+            line,
+            flow,
+            offer,
+            false,
+            INTERFACE,
+        )
     }
 
     fn end(&self, flow: &Flow) -> Option<Ended> {
@@ -153,7 +176,10 @@ fn a_limit_of_zero_admits_only_known_endpoints() {
     let mut stage = Stage::new();
     stage.policy.limit = 0;
     assert_eq!(stage.admit(), Admission::Full);
-    assert_eq!(admit(&stage.context(), &stage.scope, true), Admission::Known);
+    assert_eq!(
+        admit(&stage.context(), &stage.scope, true),
+        Admission::Known
+    );
 }
 
 #[test]
@@ -162,7 +188,10 @@ fn a_known_endpoint_is_never_limited_and_never_counted() {
     stage.fill();
     stage.deferred();
     for _ in 0..100 {
-        assert_eq!(admit(&stage.context(), &stage.scope, true), Admission::Known);
+        assert_eq!(
+            admit(&stage.context(), &stage.scope, true),
+            Admission::Known
+        );
     }
     assert_eq!(stage.half_open(), 2);
 }
@@ -333,11 +362,26 @@ fn an_episode_begins_with_its_first_deferral_only() {
 fn an_episode_can_begin_with_an_overflow() {
     let mut stage = Stage::new();
     stage.policy.line_capacity = 0;
-    assert_eq!(stage.defer(), Deferral::Overflow { episode_begins: true });
+    assert_eq!(
+        stage.defer(),
+        Deferral::Overflow {
+            episode_begins: true
+        }
+    );
     stage.now_ns += EPISODE_QUIET_NS - 1;
-    assert_eq!(stage.defer(), Deferral::Overflow { episode_begins: false });
+    assert_eq!(
+        stage.defer(),
+        Deferral::Overflow {
+            episode_begins: false
+        }
+    );
     stage.now_ns += EPISODE_QUIET_NS;
-    assert_eq!(stage.defer(), Deferral::Overflow { episode_begins: true });
+    assert_eq!(
+        stage.defer(),
+        Deferral::Overflow {
+            episode_begins: true
+        }
+    );
 }
 
 #[test]
@@ -347,7 +391,10 @@ fn only_in_monitor_mode_is_a_deferred_attempt_on_the_wire() {
     stage.policy.mode = Mode::Monitor as u32;
     assert!(stage.deferred().is_on_wire());
     stage.policy.mode = 99;
-    assert!(stage.deferred().is_on_wire(), "a mode that is not known observes only");
+    assert!(
+        stage.deferred().is_on_wire(),
+        "a mode that is not known observes only"
+    );
 }
 
 #[test]
@@ -372,8 +419,12 @@ fn an_attempt_whose_queue_cannot_be_counted_leaves_no_trace() {
 #[test]
 fn an_entry_that_did_not_fit_the_table_gives_back_what_it_took() {
     let stage = Stage::new();
-    let Admission::Counted(place) = stage.admit() else { panic!("no room") };
-    let Deferral::Waits { entry, .. } = stage.defer() else { panic!("not deferred") };
+    let Admission::Counted(place) = stage.admit() else {
+        panic!("no room")
+    };
+    let Deferral::Waits { entry, .. } = stage.defer() else {
+        panic!("not deferred")
+    };
     undo(&stage.scope, Some(&stage.line), Entry::Known);
     assert_eq!((stage.half_open(), stage.queued()), (1, (1, 1)));
     undo(&stage.scope, Some(&stage.line), Entry::Counted(place));
@@ -385,7 +436,9 @@ fn an_entry_that_did_not_fit_the_table_gives_back_what_it_took() {
 #[test]
 fn an_entry_is_given_back_even_if_its_line_is_gone() {
     let stage = Stage::new();
-    let Deferral::Waits { entry, .. } = stage.defer() else { panic!("not deferred") };
+    let Deferral::Waits { entry, .. } = stage.defer() else {
+        panic!("not deferred")
+    };
     undo(&stage.scope, None, entry);
     assert_eq!(stage.scope.queued.total(), 0);
 }
@@ -408,10 +461,10 @@ enum Chance {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Handed {
-    ToNobody,
-    ToAnEarlierDaemon,
-    ToThisDaemon,
+enum HandedTo {
+    Nobody,
+    AnEarlierDaemon,
+    ThisDaemon,
 }
 
 /// Everything that rule 2 may depend on.
@@ -420,7 +473,7 @@ struct Case {
     was: Was,
     offer: Offer,
     daemon_is_alive: bool,
-    handed: Handed,
+    handed: HandedTo,
     endpoint_is_known: bool,
     chance: Chance,
     too_long: bool,
@@ -436,7 +489,11 @@ fn cases() -> Vec<Case> {
     for was in [Was::Ended, Was::Counted, Was::Known, Was::Deferred] {
         for offer in [Offer::Sender, Offer::Daemon] {
             for daemon_is_alive in BOTH {
-                for handed in [Handed::ToNobody, Handed::ToAnEarlierDaemon, Handed::ToThisDaemon] {
+                for handed in [
+                    HandedTo::Nobody,
+                    HandedTo::AnEarlierDaemon,
+                    HandedTo::ThisDaemon,
+                ] {
                     for endpoint_is_known in BOTH {
                         for chance in [Chance::Room, Chance::ReleaseDue, Chance::Neither] {
                             for bits in 0..8 {
@@ -483,7 +540,7 @@ impl Case {
             (Was::Deferred, Offer::Sender)
                 if self.daemon_is_alive && !self.endpoint_is_known && !self.too_long =>
             {
-                if self.handed == Handed::ToThisDaemon {
+                if self.handed == HandedTo::ThisDaemon {
                     Again::StillDeferred
                 } else {
                     Again::HandOver
@@ -512,9 +569,16 @@ impl Case {
     }
 
     fn run(self) {
-        let mut stage = if self.daemon_is_alive { Stage::with_daemon() } else { Stage::new() };
+        let mut stage = if self.daemon_is_alive {
+            Stage::with_daemon()
+        } else {
+            Stage::new()
+        };
         stage.daemon.generation = GENERATION;
-        let attempt = Attempt { too_long: self.too_long, ..attempt() };
+        let attempt = Attempt {
+            too_long: self.too_long,
+            ..attempt()
+        };
         let entry = match self.was {
             Was::Ended | Was::Known => Entry::Known,
             Was::Counted => match stage.admit() {
@@ -535,9 +599,9 @@ impl Case {
             end(Some(&stage.scope), Some(&stage.line), &flow);
         }
         match self.handed {
-            Handed::ToNobody => {}
-            Handed::ToAnEarlierDaemon => flow.hand_to(GENERATION - 1),
-            Handed::ToThisDaemon => flow.hand_to(GENERATION),
+            HandedTo::Nobody => {}
+            HandedTo::AnEarlierDaemon => flow.hand_to(GENERATION - 1),
+            HandedTo::ThisDaemon => flow.hand_to(GENERATION),
         }
         stage.now_ns += self.elapsed_ns;
         if self.chance != Chance::Room {
@@ -553,9 +617,21 @@ impl Case {
             Chance::Room | Chance::Neither => stage.scope.releases.begin(1, stage.now_ns),
         }
 
-        let before = (stage.half_open(), stage.queued(), stage.scope.releases.next_ns());
-        let line = if self.line_is_gone { None } else { Some(&stage.line) };
-        let ifindex = if self.on_other_device { OTHER_INTERFACE } else { INTERFACE };
+        let before = (
+            stage.half_open(),
+            stage.queued(),
+            stage.scope.releases.next_ns(),
+        );
+        let line = if self.line_is_gone {
+            None
+        } else {
+            Some(&stage.line)
+        };
+        let ifindex = if self.on_other_device {
+            OTHER_INTERFACE
+        } else {
+            INTERFACE
+        };
         let again = seen_again(
             &stage.context(),
             &stage.scope,
@@ -580,7 +656,11 @@ impl Case {
         };
         assert_eq!(stage.half_open(), half_open + counted, "{self:?}");
         let left_line = if self.line_is_gone { 0 } else { left };
-        assert_eq!(stage.queued(), (queued - left, in_line - left_line), "{self:?}");
+        assert_eq!(
+            stage.queued(),
+            (queued - left, in_line - left_line),
+            "{self:?}"
+        );
         let after_ns = stage.scope.releases.next_ns();
         if self.takes_a_release() {
             assert_eq!(after_ns, stage.now_ns + INTERVAL, "{self:?}");
@@ -598,7 +678,11 @@ impl Case {
             }
             Again::HalfOpen | Again::NotNeeded | Again::Ended => {}
         }
-        assert_eq!(stage.scope.releases.next_ns(), after_ns, "ending gives no release back");
+        assert_eq!(
+            stage.scope.releases.next_ns(),
+            after_ns,
+            "ending gives no release back"
+        );
     }
 }
 
@@ -619,7 +703,11 @@ fn a_known_attempt_that_becomes_counted_may_pass_the_limit() {
     let stage = stage.after(NANOS_PER_SEC);
     assert_eq!(stage.offer(&known, Offer::Sender), Again::NowCounted);
     assert_eq!(stage.half_open(), 3);
-    assert_eq!(stage.offer(&known, Offer::Sender), Again::HalfOpen, "it is counted once");
+    assert_eq!(
+        stage.offer(&known, Offer::Sender),
+        Again::HalfOpen,
+        "it is counted once"
+    );
     assert_eq!(stage.half_open(), 3);
 }
 
@@ -673,7 +761,9 @@ fn the_daemon_releases_at_the_rate_and_makes_up_for_one_interval() {
     stage.fill();
     let waiting: Vec<_> = (0..10).map(|_| stage.deferred()).collect();
     let stage = stage.after(60 * NANOS_PER_SEC - 1);
-    let released = waiting.iter().filter(|f| stage.offer(f, Offer::Daemon) == Again::Released);
+    let released = waiting
+        .iter()
+        .filter(|f| stage.offer(f, Offer::Daemon) == Again::Released);
     assert_eq!(released.count(), 2);
 }
 
@@ -683,7 +773,9 @@ fn senders_alone_make_up_for_one_second() {
     stage.fill();
     let waiting: Vec<_> = (0..10).map(|_| stage.deferred()).collect();
     let stage = stage.after(20 * NANOS_PER_SEC);
-    let released = waiting.iter().filter(|f| stage.offer(f, Offer::Sender) == Again::Released);
+    let released = waiting
+        .iter()
+        .filter(|f| stage.offer(f, Offer::Sender) == Again::Released);
     assert_eq!(released.count(), 6);
 }
 
@@ -691,8 +783,17 @@ fn senders_alone_make_up_for_one_second() {
 fn a_frame_too_long_for_a_record_is_released_by_its_sender_beside_a_daemon() {
     let stage = Stage::with_daemon();
     stage.fill();
-    let Deferral::Waits { entry, .. } = stage.defer() else { panic!("not deferred") };
-    let waiting = Flow::new(&Attempt { too_long: true, ..attempt() }, entry, START);
+    let Deferral::Waits { entry, .. } = stage.defer() else {
+        panic!("not deferred")
+    };
+    let waiting = Flow::new(
+        &Attempt {
+            too_long: true,
+            ..attempt()
+        },
+        entry,
+        START,
+    );
     assert_eq!(stage.offer(&waiting, Offer::Sender), Again::StillDeferred);
     let stage = stage.after(INTERVAL);
     assert_eq!(stage.offer(&waiting, Offer::Sender), Again::Released);
@@ -721,8 +822,15 @@ fn a_retransmission_keeps_a_deferred_attempt_in_the_counts() {
     assert_eq!(stage.queued(), (2, 2), "it is moved, not added");
     stage.now_ns += 32 * NANOS_PER_SEC;
     stage.scope.retire(&stage.policy, stage.now_ns);
-    stage.line.queued.retire(Line::window(&stage.policy), stage.now_ns);
-    assert_eq!(stage.queued(), (1, 1), "only the one of which nothing was heard is forgotten");
+    stage
+        .line
+        .queued
+        .retire(Line::window(&stage.policy), stage.now_ns);
+    assert_eq!(
+        stage.queued(),
+        (1, 1),
+        "only the one of which nothing was heard is forgotten"
+    );
     assert_eq!(stage.end(&forgotten), Some(Ended::Deferred));
     assert_eq!(stage.queued(), (1, 1));
     assert_eq!(stage.end(&waiting), Some(Ended::Deferred));
@@ -774,13 +882,23 @@ fn each_outcome_has_its_verdict_in_both_modes() {
             assert_eq!(verdict, Pass, "its sender's own packet goes out");
             for again in [StillDeferred, HandOver] {
                 let verdict = again.verdict(Offer::Daemon, mode, was_on_wire);
-                assert_eq!(verdict, Swallow, "a copy that is not released never goes out");
+                assert_eq!(
+                    verdict, Swallow,
+                    "a copy that is not released never goes out"
+                );
                 let held = if mode == Enforce { Swallow } else { Pass };
-                assert_eq!(again.verdict(Offer::Sender, mode, was_on_wire), held, "{mode:?}");
+                assert_eq!(
+                    again.verdict(Offer::Sender, mode, was_on_wire),
+                    held,
+                    "{mode:?}"
+                );
             }
             let verdict = Released.verdict(Offer::Daemon, mode, was_on_wire);
             let once = if was_on_wire { Swallow } else { Pass };
-            assert_eq!(verdict, once, "where the original passed, the copy must not");
+            assert_eq!(
+                verdict, once,
+                "where the original passed, the copy must not"
+            );
         }
     }
 }
@@ -802,14 +920,24 @@ fn a_flow_is_on_the_wire_from_the_moment_a_packet_of_it_goes_out() {
 fn an_answer_acknowledges_the_syn_and_nothing_that_was_not_sent() {
     for isn in [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX - 1, u32::MAX] {
         for data_len in [0, 1, 1_400] {
-            let of = Attempt { isn, data_len, ..attempt() };
+            let of = Attempt {
+                isn,
+                data_len,
+                ..attempt()
+            };
             let flow = Flow::new(&of, Entry::Known, START);
             for accepted in [0, data_len / 2, data_len] {
                 let ack = isn.wrapping_add(1).wrapping_add(accepted);
-                assert!(acknowledges(&flow, ack), "{isn:#x} + 1 + {accepted} of {data_len}");
+                assert!(
+                    acknowledges(&flow, ack),
+                    "{isn:#x} + 1 + {accepted} of {data_len}"
+                );
             }
             for stray in [0x4000_0000, 0x8000_0000, 0xc000_0000] {
-                assert!(!acknowledges(&flow, isn.wrapping_add(stray)), "{isn:#x} + {stray:#x}");
+                assert!(
+                    !acknowledges(&flow, isn.wrapping_add(stray)),
+                    "{isn:#x} + {stray:#x}"
+                );
             }
             assert!(!acknowledges(&flow, isn), "the ISN itself");
             let beyond = isn.wrapping_add(2).wrapping_add(data_len);
@@ -886,7 +1014,10 @@ fn an_attempt_ends_even_if_its_scope_or_line_is_gone() {
     let (counted, waiting, orphan) = (stage.counted(), stage.deferred(), stage.deferred());
     assert_eq!(end(None, None, &counted), Some(Ended::HalfOpen));
     assert_eq!(end(None, None, &orphan), Some(Ended::Deferred));
-    assert_eq!(end(Some(&stage.scope), None, &waiting), Some(Ended::Deferred));
+    assert_eq!(
+        end(Some(&stage.scope), None, &waiting),
+        Some(Ended::Deferred)
+    );
     assert_eq!((stage.half_open(), stage.queued()), (1, (1, 2)));
 }
 
@@ -908,8 +1039,13 @@ fn an_end_meant_for_one_attempt_does_not_end_the_next_of_the_same_tuple() {
     let seen = first.phase_word();
     stage.end(&first);
     // In the same nanosecond, at the same place; only the number is another.
-    let Admission::Counted(place) = stage.admit() else { panic!("no room") };
-    let next = Attempt { isn: ISN + 1, ..attempt() };
+    let Admission::Counted(place) = stage.admit() else {
+        panic!("no room")
+    };
+    let next = Attempt {
+        isn: ISN + 1,
+        ..attempt()
+    };
     let second = Flow::new(&next, Entry::Counted(place), stage.now_ns);
     assert!(!second.advance(seen, Phase::Ended));
     // The same number a little later.

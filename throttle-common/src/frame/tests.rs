@@ -85,15 +85,26 @@ fn attempt4() -> FlowKey {
 }
 
 fn attempt6() -> FlowKey {
-    FlowKey { source: CLIENT6, destination: SERVER6, ..attempt4() }
+    FlowKey {
+        source: CLIENT6,
+        destination: SERVER6,
+        ..attempt4()
+    }
 }
 
 fn syn_of(key: FlowKey, data_len: u32) -> Reading {
-    Reading::Syn(Syn { key, isn: ISN, data_len })
+    Reading::Syn(Syn {
+        key,
+        isn: ISN,
+        data_len,
+    })
 }
 
 fn answer_to(key: FlowKey) -> Answer {
-    Answer { key, ack: ISN.wrapping_add(1) }
+    Answer {
+        key,
+        ack: ISN.wrapping_add(1),
+    }
 }
 
 fn error_about(key: FlowKey) -> Reading {
@@ -120,7 +131,13 @@ fn asks(flags: u8) -> Vec<u8> {
 
 /// From the server: what it answers the SYN.
 fn answers(flags: u8) -> Vec<u8> {
-    tcp(SERVER_PORT, CLIENT_PORT, PEER_ISN, ISN.wrapping_add(1), flags)
+    tcp(
+        SERVER_PORT,
+        CLIENT_PORT,
+        PEER_ISN,
+        ISN.wrapping_add(1),
+        flags,
+    )
 }
 
 fn with_tcp_options(mut tcp: Vec<u8>, words: u8) -> Vec<u8> {
@@ -155,16 +172,28 @@ const FROM_CLIENT4: V4 = V4 {
     option_words: 0,
     fragment: 0x4000,
 };
-const FROM_SERVER4: V4 = V4 { source: SERVER4, destination: CLIENT4, ..FROM_CLIENT4 };
-const FROM_ROUTER4: V4 =
-    V4 { source: ROUTER4, destination: CLIENT4, protocol: IPPROTO_ICMP, ..FROM_CLIENT4 };
+const FROM_SERVER4: V4 = V4 {
+    source: SERVER4,
+    destination: CLIENT4,
+    ..FROM_CLIENT4
+};
+const FROM_ROUTER4: V4 = V4 {
+    source: ROUTER4,
+    destination: CLIENT4,
+    protocol: IPPROTO_ICMP,
+    ..FROM_CLIENT4
+};
 const MORE_FRAGMENTS: u16 = 0x2000;
 
 impl V4 {
     fn around(self, payload: &[u8]) -> Vec<u8> {
         let header_len = 20 + usize::from(self.option_words) * 4;
         let mut packet = vec![0x45 + self.option_words, 0];
-        packet.extend(u16::try_from(header_len + payload.len()).unwrap().to_be_bytes());
+        packet.extend(
+            u16::try_from(header_len + payload.len())
+                .expect("a short packet")
+                .to_be_bytes(),
+        );
         packet.extend([0, 1]);
         packet.extend(self.fragment.to_be_bytes());
         packet.extend([64, self.protocol, 0, 0]);
@@ -184,9 +213,21 @@ struct V6 {
     protocol: u8,
 }
 
-const FROM_CLIENT6: V6 = V6 { source: CLIENT6, destination: SERVER6, protocol: IPPROTO_TCP };
-const FROM_SERVER6: V6 = V6 { source: SERVER6, destination: CLIENT6, protocol: IPPROTO_TCP };
-const FROM_ROUTER6: V6 = V6 { source: ROUTER6, destination: CLIENT6, protocol: IPPROTO_ICMPV6 };
+const FROM_CLIENT6: V6 = V6 {
+    source: CLIENT6,
+    destination: SERVER6,
+    protocol: IPPROTO_TCP,
+};
+const FROM_SERVER6: V6 = V6 {
+    source: SERVER6,
+    destination: CLIENT6,
+    protocol: IPPROTO_TCP,
+};
+const FROM_ROUTER6: V6 = V6 {
+    source: ROUTER6,
+    destination: CLIENT6,
+    protocol: IPPROTO_ICMPV6,
+};
 
 /// An IPv6 extension header.
 #[derive(Clone, Copy)]
@@ -243,13 +284,21 @@ impl V6 {
     fn behind(self, extensions: &[Extension], payload: &[u8]) -> Vec<u8> {
         let mut inside = Vec::new();
         for (at, extension) in extensions.iter().enumerate() {
-            let next = extensions.get(at + 1).map_or(self.protocol, |next| next.protocol());
+            let next = extensions
+                .get(at + 1)
+                .map_or(self.protocol, |next| next.protocol());
             inside.extend(extension.bytes(next));
         }
         inside.extend(payload);
-        let first = extensions.first().map_or(self.protocol, |first| first.protocol());
+        let first = extensions
+            .first()
+            .map_or(self.protocol, |first| first.protocol());
         let mut packet = vec![0x60, 0, 0, 0];
-        packet.extend(u16::try_from(inside.len()).unwrap().to_be_bytes());
+        packet.extend(
+            u16::try_from(inside.len())
+                .expect("a short packet")
+                .to_be_bytes(),
+        );
         packet.extend([first, 64]);
         packet.extend(self.source);
         packet.extend(self.destination);
@@ -305,11 +354,21 @@ struct Table(Vec<Frame>);
 
 impl Table {
     fn ethernet(&mut self, name: impl Into<String>, bytes: Vec<u8>, reads: Reading) {
-        self.0.push(Frame { name: name.into(), link: Link::Ethernet, bytes, reads });
+        self.0.push(Frame {
+            name: name.into(),
+            link: Link::Ethernet,
+            bytes,
+            reads,
+        });
     }
 
     fn ip(&mut self, name: impl Into<String>, bytes: Vec<u8>, reads: Reading) {
-        self.0.push(Frame { name: name.into(), link: Link::Ip, bytes, reads });
+        self.0.push(Frame {
+            name: name.into(),
+            link: Link::Ip,
+            bytes,
+            reads,
+        });
     }
 }
 
@@ -331,26 +390,53 @@ fn plain_frames(table: &mut Table) {
     let ip6 = FROM_CLIENT6.around(&asks(SYN));
     table.ethernet("a SYN over IPv4", ether4(&ip4), syn4);
     table.ethernet("a SYN over IPv6", ether6(&ip6), syn6);
-    table.ip("a SYN over IPv4 on a device without Ethernet headers", ip4.clone(), syn4);
-    table.ip("a SYN over IPv6 on a device without Ethernet headers", ip6, syn6);
+    table.ip(
+        "a SYN over IPv4 on a device without Ethernet headers",
+        ip4.clone(),
+        syn4,
+    );
+    table.ip(
+        "a SYN over IPv6 on a device without Ethernet headers",
+        ip6,
+        syn6,
+    );
     table.ethernet("a SYN that Ethernet padded", padded(ether4(&ip4)), syn4);
     let noisy = with_data(ether4(&ip4), 6);
     table.ethernet("a SYN before padding that is not zero", noisy, syn4);
     for words in 1..=10 {
-        let packet = V4 { option_words: words, ..FROM_CLIENT4 }.around(&asks(SYN));
-        table.ethernet(format!("a SYN behind {words} words of IPv4 options"), ether4(&packet), syn4);
+        let packet = V4 {
+            option_words: words,
+            ..FROM_CLIENT4
+        }
+        .around(&asks(SYN));
+        table.ethernet(
+            format!("a SYN behind {words} words of IPv4 options"),
+            ether4(&packet),
+            syn4,
+        );
     }
     for words in 1..=10 {
         let packet = FROM_CLIENT4.around(&with_tcp_options(asks(SYN), words));
-        table.ethernet(format!("a SYN with {words} words of TCP options"), ether4(&packet), syn4);
+        table.ethernet(
+            format!("a SYN with {words} words of TCP options"),
+            ether4(&packet),
+            syn4,
+        );
     }
-    let both = V4 { option_words: 10, ..FROM_CLIENT4 };
+    let both = V4 {
+        option_words: 10,
+        ..FROM_CLIENT4
+    };
     let packet = both.around(&with_data(with_tcp_options(asks(SYN), 10), 7));
     let reads = syn_of(attempt4(), 7);
-    table.ethernet("a SYN with all options there can be, and data", ether4(&packet), reads);
+    table.ethernet(
+        "a SYN with all options there can be, and data",
+        ether4(&packet),
+        reads,
+    );
     for len in [1, 8, 1_200] {
         let tcp = with_data(with_tcp_options(asks(SYN), 5), len);
-        let data_len = u32::try_from(len).unwrap();
+        let data_len = u32::try_from(len).expect("a short packet");
         table.ethernet(
             format!("a SYN with {len} bytes of data over IPv4"),
             ether4(&FROM_CLIENT4.around(&tcp)),
@@ -373,8 +459,16 @@ fn tagged_frames(table: &mut Table) {
     const VLAN: [u8; 2] = ETHERTYPE_VLAN;
     const QINQ: [u8; 2] = ETHERTYPE_QINQ;
     let mut tagged = |name: &str, tags: &[[u8; 2]], syn4: Reading, syn6: Reading| {
-        table.ethernet(format!("{name}, IPv4"), ethernet(tags, ETHERTYPE_IPV4, &ip4), syn4);
-        table.ethernet(format!("{name}, IPv6"), ethernet(tags, ETHERTYPE_IPV6, &ip6), syn6);
+        table.ethernet(
+            format!("{name}, IPv4"),
+            ethernet(tags, ETHERTYPE_IPV4, &ip4),
+            syn4,
+        );
+        table.ethernet(
+            format!("{name}, IPv6"),
+            ethernet(tags, ETHERTYPE_IPV6, &ip6),
+            syn6,
+        );
     };
     tagged("a SYN behind one 802.1Q tag", &[VLAN], syn4, syn6);
     tagged("a SYN behind one 802.1ad tag", &[QINQ], syn4, syn6);
@@ -382,7 +476,12 @@ fn tagged_frames(table: &mut Table) {
     tagged("a SYN behind two 802.1Q tags", &[VLAN, VLAN], syn4, syn6);
     let (no, too_deep) = (Reading::Unreadable, Reading::Unreadable);
     tagged("a SYN behind three tags", &[QINQ, VLAN, VLAN], no, too_deep);
-    tagged("a SYN behind four tags", &[QINQ, QINQ, VLAN, VLAN], no, too_deep);
+    tagged(
+        "a SYN behind four tags",
+        &[QINQ, QINQ, VLAN, VLAN],
+        no,
+        too_deep,
+    );
     let back = FROM_SERVER4.around(&answers(SYN | ACK));
     table.ethernet(
         "a SYN-ACK behind two tags of QinQ",
@@ -402,10 +501,16 @@ fn extended_frames(table: &mut Table) {
     };
     let each = [
         ("hop-by-hop options", HOP_BY_HOP),
-        ("long hop-by-hop options", Extension::Eights(IPPROTO_HOPOPTS, 30)),
+        (
+            "long hop-by-hop options",
+            Extension::Eights(IPPROTO_HOPOPTS, 30),
+        ),
         ("a routing header", ROUTING),
         ("destination options", DESTINATION),
-        ("the longest destination options", Extension::Eights(IPPROTO_DSTOPTS, 255)),
+        (
+            "the longest destination options",
+            Extension::Eights(IPPROTO_DSTOPTS, 255),
+        ),
         ("the shortest authentication header", Extension::Auth(1)),
         ("an authentication header", AUTH),
         ("an authentication header of odd length", Extension::Auth(5)),
@@ -415,11 +520,26 @@ fn extended_frames(table: &mut Table) {
         extended(format!("a SYN behind {name}"), &[extension], syn6);
     }
     // RFC 8200, 4.1.
-    let all = [HOP_BY_HOP, DESTINATION, ROUTING, WHOLE_AS_FRAGMENT, AUTH, DESTINATION];
-    extended("a SYN behind all extension headers in their order".into(), &all, syn6);
+    let all = [
+        HOP_BY_HOP,
+        DESTINATION,
+        ROUTING,
+        WHOLE_AS_FRAGMENT,
+        AUTH,
+        DESTINATION,
+    ];
+    extended(
+        "a SYN behind all extension headers in their order".into(),
+        &all,
+        syn6,
+    );
     for len in 2..=EXTENSIONS_MAX {
         let chain = vec![DESTINATION; len];
-        extended(format!("a SYN behind {len} destination options"), &chain, syn6);
+        extended(
+            format!("a SYN behind {len} destination options"),
+            &chain,
+            syn6,
+        );
     }
     for len in [EXTENSIONS_MAX + 1, EXTENSIONS_MAX + 2, 20] {
         let chain = vec![DESTINATION; len];
@@ -427,27 +547,61 @@ fn extended_frames(table: &mut Table) {
         extended(name, &chain, Reading::Unreadable);
     }
 
-    let no_next = V6 { protocol: NO_NEXT, ..FROM_CLIENT6 }.behind(&[HOP_BY_HOP], &[]);
-    table.ethernet("IPv6 that carries nothing", ether6(&no_next), Reading::Nothing);
-    let esp = V6 { protocol: ESP, ..FROM_CLIENT6 }.behind(&[DESTINATION], &asks(SYN));
+    let no_next = V6 {
+        protocol: NO_NEXT,
+        ..FROM_CLIENT6
+    }
+    .behind(&[HOP_BY_HOP], &[]);
+    table.ethernet(
+        "IPv6 that carries nothing",
+        ether6(&no_next),
+        Reading::Nothing,
+    );
+    let esp = V6 {
+        protocol: ESP,
+        ..FROM_CLIENT6
+    }
+    .behind(&[DESTINATION], &asks(SYN));
     table.ethernet("IPv6 that is encrypted", ether6(&esp), Reading::Nothing);
-    let udp = V6 { protocol: UDP, ..FROM_CLIENT6 }.behind(&[HOP_BY_HOP], &asks(SYN));
-    table.ethernet("UDP over IPv6 that looks like a SYN", ether6(&udp), Reading::Nothing);
-    let crossed = V6 { protocol: IPPROTO_ICMP, ..FROM_ROUTER6 };
+    let udp = V6 {
+        protocol: UDP,
+        ..FROM_CLIENT6
+    }
+    .behind(&[HOP_BY_HOP], &asks(SYN));
+    table.ethernet(
+        "UDP over IPv6 that looks like a SYN",
+        ether6(&udp),
+        Reading::Nothing,
+    );
+    let crossed = V6 {
+        protocol: IPPROTO_ICMP,
+        ..FROM_ROUTER6
+    };
     let crossed = crossed.around(&icmp(3, 1, &FROM_CLIENT6.around(&asks(SYN))));
     table.ethernet("ICMP of IPv4 in IPv6", ether6(&crossed), Reading::Nothing);
 }
 
 fn fragments(table: &mut Table) {
-    let first4 = V4 { fragment: MORE_FRAGMENTS, ..FROM_CLIENT4 };
+    let first4 = V4 {
+        fragment: MORE_FRAGMENTS,
+        ..FROM_CLIENT4
+    };
     let whole = with_tcp_options(asks(SYN), 1);
     let packet = first4.around(&whole);
     let syn4 = syn_of(attempt4(), 0);
-    table.ethernet("a first IPv4 fragment with the whole TCP header", ether4(&packet), syn4);
+    table.ethernet(
+        "a first IPv4 fragment with the whole TCP header",
+        ether4(&packet),
+        syn4,
+    );
     for len in [8, 16, 20, 23] {
         let packet = first4.around(&whole[..len]);
         // What an Ethernet pads is zero; a full buffer's remains may not be.
-        let reads = if len < 14 { Reading::Nothing } else { Reading::Unreadable };
+        let reads = if len < 14 {
+            Reading::Nothing
+        } else {
+            Reading::Unreadable
+        };
         let name = format!("a first IPv4 fragment with {len} bytes of the TCP header, padded");
         table.ethernet(name, padded(ether4(&packet)), reads);
         let noisy = with_data(ether4(&packet[..20 + len]), 40);
@@ -460,7 +614,11 @@ fn fragments(table: &mut Table) {
     }
     for (name, offset) in [("second", 1), ("later", 185), ("last possible", 0x1fff)] {
         for more in [0, MORE_FRAGMENTS] {
-            let packet = V4 { fragment: offset | more, ..FROM_CLIENT4 }.around(&asks(SYN));
+            let packet = V4 {
+                fragment: offset | more,
+                ..FROM_CLIENT4
+            }
+            .around(&asks(SYN));
             let name = format!("a {name} IPv4 fragment ({more:#x}) that looks like a SYN");
             table.ethernet(name, ether4(&packet), Reading::Nothing);
         }
@@ -469,7 +627,11 @@ fn fragments(table: &mut Table) {
     let first6 = [HOP_BY_HOP, Extension::Fragment(1)];
     let syn6 = syn_of(attempt6(), 0);
     let packet = FROM_CLIENT6.behind(&first6, &whole);
-    table.ethernet("a first IPv6 fragment with the whole TCP header", ether6(&packet), syn6);
+    table.ethernet(
+        "a first IPv6 fragment with the whole TCP header",
+        ether6(&packet),
+        syn6,
+    );
     let packet = FROM_CLIENT6.behind(&first6, &whole[..16]);
     let name = "a first IPv6 fragment without the whole TCP header";
     table.ethernet(name, ether6(&packet), Reading::Unreadable);
@@ -483,14 +645,21 @@ fn fragments(table: &mut Table) {
     table.ethernet("reserved bits of a fragment header", ether6(&packet), syn6);
 
     let error = icmp(3, 1, &FROM_CLIENT4.around(&asks(SYN)));
-    let packet = V4 { fragment: 1, ..FROM_ROUTER4 }.around(&error);
+    let packet = V4 {
+        fragment: 1,
+        ..FROM_ROUTER4
+    }
+    .around(&error);
     let name = "a later fragment that looks like an ICMP error";
     table.ethernet(name, ether4(&packet), Reading::Nothing);
 }
 
 fn flags(table: &mut Table) {
     let mut out = |name: &str, flags: u8, of: fn(FlowKey) -> Reading| {
-        let (ip4, ip6) = (FROM_CLIENT4.around(&asks(flags)), FROM_CLIENT6.around(&asks(flags)));
+        let (ip4, ip6) = (
+            FROM_CLIENT4.around(&asks(flags)),
+            FROM_CLIENT6.around(&asks(flags)),
+        );
         table.ethernet(format!("{name} over IPv4"), ether4(&ip4), of(attempt4()));
         table.ethernet(format!("{name} over IPv6"), ether6(&ip6), of(attempt6()));
     };
@@ -506,15 +675,33 @@ fn flags(table: &mut Table) {
     out("no flags", 0, nothing);
 
     let mut back = |name: &str, flags: u8, of: fn(Answer) -> Reading| {
-        let (ip4, ip6) =
-            (FROM_SERVER4.around(&answers(flags)), FROM_SERVER6.around(&answers(flags)));
-        table.ethernet(format!("{name} over IPv4"), ether4(&ip4), of(answer_to(attempt4())));
-        table.ethernet(format!("{name} over IPv6"), ether6(&ip6), of(answer_to(attempt6())));
-        table.ip(format!("{name} without Ethernet"), ip4, of(answer_to(attempt4())));
+        let (ip4, ip6) = (
+            FROM_SERVER4.around(&answers(flags)),
+            FROM_SERVER6.around(&answers(flags)),
+        );
+        table.ethernet(
+            format!("{name} over IPv4"),
+            ether4(&ip4),
+            of(answer_to(attempt4())),
+        );
+        table.ethernet(
+            format!("{name} over IPv6"),
+            ether6(&ip6),
+            of(answer_to(attempt6())),
+        );
+        table.ip(
+            format!("{name} without Ethernet"),
+            ip4,
+            of(answer_to(attempt4())),
+        );
     };
     let nothing: fn(Answer) -> Reading = |_| Reading::Nothing;
     back("a SYN-ACK", SYN | ACK, Reading::SynAck);
-    back("a SYN-ACK that accepts ECN", SYN | ACK | ECE, Reading::SynAck);
+    back(
+        "a SYN-ACK that accepts ECN",
+        SYN | ACK | ECE,
+        Reading::SynAck,
+    );
     back("a RST with ACK", RST | ACK, Reading::Reset);
     back("a RST with SYN and ACK", RST | SYN | ACK, Reading::Reset);
     back("a RST with FIN and ACK", RST | FIN | ACK, Reading::Reset);
@@ -523,18 +710,42 @@ fn flags(table: &mut Table) {
     back("data from the server", ACK | PSH, nothing);
 
     let options = with_tcp_options(answers(SYN | ACK), 5);
-    let packet = V4 { option_words: 3, ..FROM_SERVER4 }.around(&options);
+    let packet = V4 {
+        option_words: 3,
+        ..FROM_SERVER4
+    }
+    .around(&options);
     let syn_ack = Reading::SynAck(answer_to(attempt4()));
-    table.ethernet("a SYN-ACK with options everywhere", ether4(&packet), syn_ack);
+    table.ethernet(
+        "a SYN-ACK with options everywhere",
+        ether4(&packet),
+        syn_ack,
+    );
     let data = with_data(answers(SYN | ACK), 100);
     let packet = FROM_SERVER6.behind(&[DESTINATION, AUTH], &data);
     let syn_ack = Reading::SynAck(answer_to(attempt6()));
-    table.ethernet("a SYN-ACK with data behind extension headers", ether6(&packet), syn_ack);
+    table.ethernet(
+        "a SYN-ACK with data behind extension headers",
+        ether6(&packet),
+        syn_ack,
+    );
 
-    let udp = V4 { protocol: UDP, ..FROM_CLIENT4 }.around(&asks(SYN));
+    let udp = V4 {
+        protocol: UDP,
+        ..FROM_CLIENT4
+    }
+    .around(&asks(SYN));
     table.ethernet("UDP that looks like a SYN", ether4(&udp), Reading::Nothing);
-    table.ethernet("ARP", padded(ethernet(&[], [8, 6], &[0; 28])), Reading::Nothing);
-    table.ethernet("LLDP", ethernet(&[], [0x88, 0xcc], &[0; 46]), Reading::Nothing);
+    table.ethernet(
+        "ARP",
+        padded(ethernet(&[], [8, 6], &[0; 28])),
+        Reading::Nothing,
+    );
+    table.ethernet(
+        "LLDP",
+        ethernet(&[], [0x88, 0xcc], &[0; 46]),
+        Reading::Nothing,
+    );
     let stp = ethernet(&[], [0, 38], &[0x42; 46]);
     table.ethernet("an 802.3 frame with a length", stp, Reading::Nothing);
 }
@@ -562,11 +773,19 @@ fn errors(table: &mut Table) {
     let (error4, error6) = (error_about(attempt4()), error_about(attempt6()));
     for (kind, code) in ending_errors4() {
         let packet = FROM_ROUTER4.around(&icmp(kind, code, &quoted4));
-        table.ethernet(format!("ICMP {kind}/{code} about a SYN"), ether4(&packet), error4);
+        table.ethernet(
+            format!("ICMP {kind}/{code} about a SYN"),
+            ether4(&packet),
+            error4,
+        );
     }
     for (kind, code) in ending_errors6() {
         let packet = FROM_ROUTER6.around(&icmp(kind, code, &quoted6));
-        table.ethernet(format!("ICMPv6 {kind}/{code} about a SYN"), ether6(&packet), error6);
+        table.ethernet(
+            format!("ICMPv6 {kind}/{code} about a SYN"),
+            ether6(&packet),
+            error6,
+        );
     }
     let harmless4 = [
         ("fragmentation needed", 3, 4),
@@ -578,7 +797,11 @@ fn errors(table: &mut Table) {
     ];
     for (name, kind, code) in harmless4 {
         let packet = FROM_ROUTER4.around(&icmp(kind, code, &quoted4));
-        table.ethernet(format!("{name} that quotes a SYN"), ether4(&packet), Reading::Nothing);
+        table.ethernet(
+            format!("{name} that quotes a SYN"),
+            ether4(&packet),
+            Reading::Nothing,
+        );
     }
     let harmless6 = [
         ("packet too big", 2, 0),
@@ -590,7 +813,11 @@ fn errors(table: &mut Table) {
     ];
     for (name, kind, code) in harmless6 {
         let packet = FROM_ROUTER6.around(&icmp(kind, code, &quoted6));
-        table.ethernet(format!("{name} that quotes a SYN"), ether6(&packet), Reading::Nothing);
+        table.ethernet(
+            format!("{name} that quotes a SYN"),
+            ether6(&packet),
+            Reading::Nothing,
+        );
     }
 
     let mut error = |name: &str, quoted: &[u8], reads: Reading| {
@@ -598,36 +825,96 @@ fn errors(table: &mut Table) {
         table.ethernet(name, ether4(&packet), reads);
         table.ip(format!("{name}, without Ethernet"), packet, reads);
     };
-    error("an error that quotes eight bytes of TCP", &quoted4[..28], error4);
-    error("an error that quotes seven bytes of TCP", &quoted4[..27], Reading::Unreadable);
-    error("an error that quotes the IP header alone", &quoted4[..20], Reading::Unreadable);
-    error("an error that quotes half an IP header", &quoted4[..10], Reading::Unreadable);
+    error(
+        "an error that quotes eight bytes of TCP",
+        &quoted4[..28],
+        error4,
+    );
+    error(
+        "an error that quotes seven bytes of TCP",
+        &quoted4[..27],
+        Reading::Unreadable,
+    );
+    error(
+        "an error that quotes the IP header alone",
+        &quoted4[..20],
+        Reading::Unreadable,
+    );
+    error(
+        "an error that quotes half an IP header",
+        &quoted4[..10],
+        Reading::Unreadable,
+    );
     error("an error that quotes nothing", &[], Reading::Unreadable);
     for words in [1, 10] {
-        let quoted = V4 { option_words: words, ..FROM_CLIENT4 }.around(&asks(SYN));
+        let quoted = V4 {
+            option_words: words,
+            ..FROM_CLIENT4
+        }
+        .around(&asks(SYN));
         let options = 4 * usize::from(words);
         let name = format!("an error that quotes {words} words of options and eight bytes");
         error(&name, &quoted[..28 + options], error4);
         let name = format!("an error that quotes {words} words of options and seven bytes");
         error(&name, &quoted[..27 + options], Reading::Unreadable);
     }
-    let udp = V4 { protocol: UDP, ..FROM_CLIENT4 }.around(&asks(SYN));
+    let udp = V4 {
+        protocol: UDP,
+        ..FROM_CLIENT4
+    }
+    .around(&asks(SYN));
     error("an error that quotes UDP", &udp, Reading::Nothing);
-    let echo = V4 { protocol: IPPROTO_ICMP, ..FROM_CLIENT4 }.around(&icmp(8, 0, &[0; 20]));
-    error("an error that quotes an echo request", &echo, Reading::Nothing);
-    let later = V4 { fragment: 1, ..FROM_CLIENT4 }.around(&asks(SYN));
-    error("an error that quotes a later fragment", &later, Reading::Nothing);
-    let first = V4 { fragment: MORE_FRAGMENTS, ..FROM_CLIENT4 }.around(&asks(SYN));
+    let echo = V4 {
+        protocol: IPPROTO_ICMP,
+        ..FROM_CLIENT4
+    }
+    .around(&icmp(8, 0, &[0; 20]));
+    error(
+        "an error that quotes an echo request",
+        &echo,
+        Reading::Nothing,
+    );
+    let later = V4 {
+        fragment: 1,
+        ..FROM_CLIENT4
+    }
+    .around(&asks(SYN));
+    error(
+        "an error that quotes a later fragment",
+        &later,
+        Reading::Nothing,
+    );
+    let first = V4 {
+        fragment: MORE_FRAGMENTS,
+        ..FROM_CLIENT4
+    }
+    .around(&asks(SYN));
     error("an error that quotes a first fragment", &first, error4);
-    error("an error that quotes IPv6 in IPv4", &quoted6, Reading::Unreadable);
+    error(
+        "an error that quotes IPv6 in IPv4",
+        &quoted6,
+        Reading::Unreadable,
+    );
     let zeroed = with_byte(with_byte(quoted4.clone(), 2, 0), 3, 0);
     error("an error whose quote lost its length", &zeroed, error4);
     let version = with_byte(quoted4.clone(), 0, 0x65);
-    error("an error whose quote has the wrong version", &version, Reading::Unreadable);
+    error(
+        "an error whose quote has the wrong version",
+        &version,
+        Reading::Unreadable,
+    );
     let short = with_byte(quoted4.clone(), 0, 0x44);
-    error("an error whose quote has a short header", &short, Reading::Unreadable);
+    error(
+        "an error whose quote has a short header",
+        &short,
+        Reading::Unreadable,
+    );
 
-    let packet = V4 { option_words: 6, ..FROM_ROUTER4 }.around(&icmp(3, 1, &quoted4));
+    let packet = V4 {
+        option_words: 6,
+        ..FROM_ROUTER4
+    }
+    .around(&icmp(3, 1, &quoted4));
     table.ethernet("an error behind IPv4 options", ether4(&packet), error4);
     // The quote must not be completed from what stands behind the packet.
     let short = FROM_ROUTER4.around(&icmp(3, 1, &quoted4[..27]));
@@ -641,22 +928,69 @@ fn errors(table: &mut Table) {
         let packet = FROM_ROUTER6.behind(&[HOP_BY_HOP, DESTINATION], &icmp(1, 4, quoted));
         table.ip(format!("{name}, behind extension headers"), packet, reads);
     };
-    error("an IPv6 error that quotes eight bytes of TCP", &quoted6[..48], error6);
-    error("an IPv6 error that quotes seven bytes of TCP", &quoted6[..47], Reading::Unreadable);
-    error("an IPv6 error that quotes the IP header alone", &quoted6[..40], Reading::Unreadable);
-    error("an IPv6 error that quotes nothing", &[], Reading::Unreadable);
-    let deep = [HOP_BY_HOP, DESTINATION, ROUTING, WHOLE_AS_FRAGMENT, AUTH, DESTINATION];
+    error(
+        "an IPv6 error that quotes eight bytes of TCP",
+        &quoted6[..48],
+        error6,
+    );
+    error(
+        "an IPv6 error that quotes seven bytes of TCP",
+        &quoted6[..47],
+        Reading::Unreadable,
+    );
+    error(
+        "an IPv6 error that quotes the IP header alone",
+        &quoted6[..40],
+        Reading::Unreadable,
+    );
+    error(
+        "an IPv6 error that quotes nothing",
+        &[],
+        Reading::Unreadable,
+    );
+    let deep = [
+        HOP_BY_HOP,
+        DESTINATION,
+        ROUTING,
+        WHOLE_AS_FRAGMENT,
+        AUTH,
+        DESTINATION,
+    ];
     let quoted = FROM_CLIENT6.behind(&deep, &asks(SYN));
-    error("an IPv6 error that quotes all extension headers", &quoted, error6);
+    error(
+        "an IPv6 error that quotes all extension headers",
+        &quoted,
+        error6,
+    );
     let cut = &quoted[..quoted.len() - 20 - 3];
-    error("an IPv6 error that quotes half an extension header", cut, Reading::Unreadable);
+    error(
+        "an IPv6 error that quotes half an extension header",
+        cut,
+        Reading::Unreadable,
+    );
     let quoted = FROM_CLIENT6.behind(&[DESTINATION; EXTENSIONS_MAX + 1], &asks(SYN));
-    error("an IPv6 error whose quote nests too deep", &quoted, Reading::Unreadable);
-    let udp = V6 { protocol: UDP, ..FROM_CLIENT6 }.behind(&[DESTINATION], &asks(SYN));
+    error(
+        "an IPv6 error whose quote nests too deep",
+        &quoted,
+        Reading::Unreadable,
+    );
+    let udp = V6 {
+        protocol: UDP,
+        ..FROM_CLIENT6
+    }
+    .behind(&[DESTINATION], &asks(SYN));
     error("an IPv6 error that quotes UDP", &udp, Reading::Nothing);
     let later = FROM_CLIENT6.behind(&[Extension::Fragment(8)], &asks(SYN));
-    error("an IPv6 error that quotes a later fragment", &later, Reading::Nothing);
-    error("an IPv6 error that quotes IPv4", &quoted4, Reading::Unreadable);
+    error(
+        "an IPv6 error that quotes a later fragment",
+        &later,
+        Reading::Nothing,
+    );
+    error(
+        "an IPv6 error that quotes IPv4",
+        &quoted4,
+        Reading::Unreadable,
+    );
 }
 
 fn malformed_frames(table: &mut Table) {
@@ -674,7 +1008,11 @@ fn malformed_frames(table: &mut Table) {
     let tcp = with_byte(asks(SYN), 12, 6 << 4);
     let name = "a SYN whose header is longer than the packet";
     table.ethernet(name, ether4(&FROM_CLIENT4.around(&tcp)), unreadable);
-    table.ethernet(format!("{name}, IPv6"), ether6(&FROM_CLIENT6.around(&tcp)), unreadable);
+    table.ethernet(
+        format!("{name}, IPv6"),
+        ether6(&FROM_CLIENT6.around(&tcp)),
+        unreadable,
+    );
     let tcp = with_byte(answers(RST | ACK), 12, 0xf0);
     let name = "a RST whose header is longer than the packet";
     table.ethernet(name, ether4(&FROM_SERVER4.around(&tcp)), unreadable);
@@ -684,14 +1022,26 @@ fn malformed_frames(table: &mut Table) {
         table.ethernet(name, ether4(&packet), unreadable);
     }
     let packet = with_byte(ip4.clone(), 0, 0x4f);
-    table.ethernet("IPv4 whose header is longer than the packet", ether4(&packet), unreadable);
+    table.ethernet(
+        "IPv4 whose header is longer than the packet",
+        ether4(&packet),
+        unreadable,
+    );
     for version in [0, 3, 5, 6, 15] {
         let packet = with_byte(ip4.clone(), 0, version << 4 | 5);
-        table.ethernet(format!("version {version} in IPv4"), ether4(&packet), unreadable);
+        table.ethernet(
+            format!("version {version} in IPv4"),
+            ether4(&packet),
+            unreadable,
+        );
     }
     for version in [0, 4, 5, 7, 15] {
         let packet = with_byte(ip6.clone(), 0, version << 4);
-        table.ethernet(format!("version {version} in IPv6"), ether6(&packet), unreadable);
+        table.ethernet(
+            format!("version {version} in IPv6"),
+            ether6(&packet),
+            unreadable,
+        );
     }
     for version in [0, 1, 5, 7, 15] {
         let packet = with_byte(ip4.clone(), 0, version << 4 | 5);
@@ -713,7 +1063,11 @@ fn malformed_frames(table: &mut Table) {
     table.ethernet(name, ether6(&packet), unreadable);
     table.ethernet("an empty frame", Vec::new(), unreadable);
     table.ip("an empty packet", Vec::new(), unreadable);
-    table.ethernet("a frame that ends with its addresses", MACS.to_vec(), unreadable);
+    table.ethernet(
+        "a frame that ends with its addresses",
+        MACS.to_vec(),
+        unreadable,
+    );
     table.ethernet("an Ethernet header alone", ether4(&[]), unreadable);
 }
 
@@ -722,7 +1076,12 @@ fn malformed_frames(table: &mut Table) {
 #[test]
 fn every_frame_is_read_as_what_it_is() {
     for frame in frames() {
-        assert_eq!(read(&frame.bytes, frame.link), frame.reads, "{}", frame.name);
+        assert_eq!(
+            read(&frame.bytes, frame.link),
+            frame.reads,
+            "{}",
+            frame.name
+        );
     }
 }
 
@@ -762,7 +1121,11 @@ fn what_stands_behind_the_packet_is_never_read() {
             if frame.reads.is_of_an_attempt() {
                 assert_eq!(reads, frame.reads, "{}, then {filling:#x}", frame.name);
             } else if !promises_more(&frame) {
-                assert!(!reads.is_of_an_attempt(), "{}, then {filling:#x}", frame.name);
+                assert!(
+                    !reads.is_of_an_attempt(),
+                    "{}, then {filling:#x}",
+                    frame.name
+                );
             }
         }
     }
@@ -780,14 +1143,20 @@ fn promises_more(frame: &Frame) -> bool {
 #[test]
 fn each_layout_points_at_its_headers() {
     for frame in frames() {
-        let Headers::Found(layout) = headers(&frame.bytes[..], frame.link) else { continue };
+        let Headers::Found(layout) = headers(&frame.bytes[..], frame.link) else {
+            continue;
+        };
         let network = layout.network_offset as usize;
         let version = match layout.family {
             Family::V4 => 4,
             Family::V6 => 6,
         };
         assert_eq!(frame.bytes[network] >> 4, version, "{}", frame.name);
-        assert!(layout.transport_offset >= layout.network_offset + 20, "{}", frame.name);
+        assert!(
+            layout.transport_offset >= layout.network_offset + 20,
+            "{}",
+            frame.name
+        );
         assert!(layout.end >= layout.transport_offset, "{}", frame.name);
     }
 }
@@ -800,13 +1169,21 @@ fn of_all_icmp_types_and_codes_only_the_errors_end_an_attempt() {
             let frame = ether4(&FROM_ROUTER4.around(&icmp(kind, code, &quoted4)));
             // Codes that are not assigned yet are errors of their type.
             let ends = matches!(kind, 3 | 11 | 12) && (kind, code) != (3, 4);
-            let reads = if ends { error_about(attempt4()) } else { Reading::Nothing };
+            let reads = if ends {
+                error_about(attempt4())
+            } else {
+                Reading::Nothing
+            };
             assert_eq!(read(&frame, Link::Ethernet), reads, "ICMP {kind}/{code}");
 
             let quoted6 = FROM_CLIENT6.around(&asks(SYN));
             let frame = ether6(&FROM_ROUTER6.around(&icmp(kind, code, &quoted6)));
             let ends = matches!(kind, 1 | 3 | 4);
-            let reads = if ends { error_about(attempt6()) } else { Reading::Nothing };
+            let reads = if ends {
+                error_about(attempt6())
+            } else {
+                Reading::Nothing
+            };
             assert_eq!(read(&frame, Link::Ethernet), reads, "ICMPv6 {kind}/{code}");
         }
     }
@@ -879,11 +1256,14 @@ fn independent(frame: &[u8], link: Link) -> Option<Independent> {
         Link::Ethernet => SlicedPacket::from_ethernet(frame).ok()?,
         Link::Ip => SlicedPacket::from_ip(frame).ok()?,
     };
-    let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return None };
+    let Some(TransportSlice::Tcp(tcp)) = &packet.transport else {
+        return None;
+    };
     let (source, destination) = match &packet.net {
-        Some(NetSlice::Ipv4(ip)) if ip.extensions().auth.is_none() => {
-            (mapped(ip.header().source()), mapped(ip.header().destination()))
-        }
+        Some(NetSlice::Ipv4(ip)) if ip.extensions().auth.is_none() => (
+            mapped(ip.header().source()),
+            mapped(ip.header().destination()),
+        ),
         Some(NetSlice::Ipv6(ip))
             if ip.header().payload_length() != 0
                 && ip.extensions().clone().into_iter().count() <= EXTENSIONS_MAX =>
@@ -900,7 +1280,7 @@ fn independent(frame: &[u8], link: Link) -> Option<Independent> {
             destination_port: tcp.destination_port().to_be_bytes(),
         },
         header: tcp.to_header(),
-        data_len: u32::try_from(tcp.payload().len()).unwrap(),
+        data_len: u32::try_from(tcp.payload().len()).expect("a short packet"),
     })
 }
 
@@ -918,7 +1298,11 @@ impl Independent {
         };
         if syn && !ack {
             let isn = self.header.sequence_number;
-            Reading::Syn(Syn { key: self.key, isn, data_len: self.data_len })
+            Reading::Syn(Syn {
+                key: self.key,
+                isn,
+                data_len: self.data_len,
+            })
         } else if rst && ack {
             Reading::Reset(answer)
         } else if syn {
@@ -948,21 +1332,29 @@ fn an_independent_parser_agrees_about_the_table() {
 /// An IP header, as drawn.
 #[derive(Debug, Clone)]
 enum Network {
-    V4 { source: [u8; 4], destination: [u8; 4], option_words: usize },
-    V6 { source: [u8; 16], destination: [u8; 16], extensions: Ipv6Extensions },
+    V4 {
+        source: [u8; 4],
+        destination: [u8; 4],
+        option_words: usize,
+    },
+    V6 {
+        source: [u8; 16],
+        destination: [u8; 16],
+        extensions: Box<Ipv6Extensions>,
+    },
 }
 
 fn raw_extension() -> impl Strategy<Value = Ipv6RawExtHeader> {
     // 6 bytes fill the first eight; each eight more is one step of the length.
     (0_usize..20, any::<u8>()).prop_map(|(eights, filling)| {
         let payload = vec![filling; 6 + 8 * eights];
-        Ipv6RawExtHeader::new_raw(IpNumber::TCP, &payload).unwrap()
+        Ipv6RawExtHeader::new_raw(IpNumber::TCP, &payload).expect("whole eights")
     })
 }
 
 fn authentication() -> impl Strategy<Value = IpAuthHeader> {
     (any::<u32>(), any::<u32>(), 0_usize..20).prop_map(|(spi, sequence, words)| {
-        IpAuthHeader::new(IpNumber::TCP, spi, sequence, &vec![7; 4 * words]).unwrap()
+        IpAuthHeader::new(IpNumber::TCP, spi, sequence, &vec![7; 4 * words]).expect("whole words")
     })
 }
 
@@ -973,25 +1365,37 @@ fn extensions() -> impl Strategy<Value = Ipv6Extensions> {
         prop::option::of((raw_extension(), prop::option::of(raw_extension()))),
         prop::option::of(authentication()),
     )
-        .prop_map(|(hop_by_hop_options, destination_options, routing, auth)| Ipv6Extensions {
-            hop_by_hop_options,
-            destination_options,
-            routing: routing.map(|(routing, final_destination_options)| Ipv6RoutingExtensions {
-                routing,
-                final_destination_options,
-            }),
-            fragment: None,
-            auth,
-        })
+        .prop_map(
+            |(hop_by_hop_options, destination_options, routing, auth)| Ipv6Extensions {
+                hop_by_hop_options,
+                destination_options,
+                routing: routing.map(|(routing, final_destination_options)| {
+                    Ipv6RoutingExtensions {
+                        routing,
+                        final_destination_options,
+                    }
+                }),
+                fragment: None,
+                auth,
+            },
+        )
 }
 
 fn network() -> impl Strategy<Value = Network> {
     prop_oneof![
         (any::<[u8; 4]>(), any::<[u8; 4]>(), 0_usize..=10).prop_map(
-            |(source, destination, option_words)| Network::V4 { source, destination, option_words }
+            |(source, destination, option_words)| Network::V4 {
+                source,
+                destination,
+                option_words
+            }
         ),
         (any::<[u8; 16]>(), any::<[u8; 16]>(), extensions()).prop_map(
-            |(source, destination, extensions)| Network::V6 { source, destination, extensions }
+            |(source, destination, extensions)| Network::V6 {
+                source,
+                destination,
+                extensions: Box::new(extensions),
+            }
         ),
     ]
 }
@@ -999,13 +1403,22 @@ fn network() -> impl Strategy<Value = Network> {
 impl Network {
     fn headers(&self) -> IpHeaders {
         match self {
-            Self::V4 { source, destination, option_words } => {
+            Self::V4 {
+                source,
+                destination,
+                option_words,
+            } => {
                 let mut header = Ipv4Header::new(0, 64, IpNumber::TCP, *source, *destination)
                     .expect("no payload fits");
-                header.options = Ipv4Options::try_from(&vec![1; 4 * option_words][..]).unwrap();
+                header.options =
+                    Ipv4Options::try_from(&vec![1; 4 * option_words][..]).expect("whole words");
                 IpHeaders::Ipv4(header, Default::default())
             }
-            Self::V6 { source, destination, extensions } => IpHeaders::Ipv6(
+            Self::V6 {
+                source,
+                destination,
+                extensions,
+            } => IpHeaders::Ipv6(
                 Ipv6Header {
                     traffic_class: 0,
                     flow_label: Ipv6FlowLabel::ZERO,
@@ -1015,15 +1428,23 @@ impl Network {
                     source: *source,
                     destination: *destination,
                 },
-                extensions.clone(),
+                (**extensions).clone(),
             ),
         }
     }
 
     fn addresses(&self) -> ([u8; 16], [u8; 16]) {
         match self {
-            Self::V4 { source, destination, .. } => (mapped(*source), mapped(*destination)),
-            Self::V6 { source, destination, .. } => (*source, *destination),
+            Self::V4 {
+                source,
+                destination,
+                ..
+            } => (mapped(*source), mapped(*destination)),
+            Self::V6 {
+                source,
+                destination,
+                ..
+            } => (*source, *destination),
         }
     }
 }
@@ -1042,20 +1463,25 @@ fn segment() -> impl Strategy<Value = Segment> {
         vec(any::<u8>(), 0..=40),
         vec(any::<u8>(), 0..200),
     )
-        .prop_map(|((from, to, seq, acknowledged), (syn, ack, rst, fin, ece), options, data)| {
-            let mut header = TcpHeader::new(from, to, seq, 64_240);
-            header.acknowledgment_number = acknowledged;
-            (header.syn, header.ack, header.rst, header.fin, header.ece) =
-                (syn, ack, rst, fin, ece);
-            header.set_options_raw(&options).unwrap();
-            Segment { header, data }
-        })
+        .prop_map(
+            |((from, to, seq, acknowledged), (syn, ack, rst, fin, ece), options, data)| {
+                let mut header = TcpHeader::new(from, to, seq, 64_240);
+                header.acknowledgment_number = acknowledged;
+                (header.syn, header.ack, header.rst, header.fin, header.ece) =
+                    (syn, ack, rst, fin, ece);
+                header.set_options_raw(&options).expect("at most 40 bytes");
+                Segment { header, data }
+            },
+        )
 }
 
 /// The frame, and where its IP header begins.
 fn built(tags: usize, network: &Network, segment: &Segment) -> (Vec<u8>, usize) {
     let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
-    let (outer, inner) = (VlanId::try_new(7).unwrap(), VlanId::try_new(42).unwrap());
+    let (outer, inner) = (
+        VlanId::try_new(7).expect("twelve bits"),
+        VlanId::try_new(42).expect("twelve bits"),
+    );
     let ip = network.headers();
     let packet = match tags {
         0 => ethernet.ip(ip),
@@ -1064,7 +1490,9 @@ fn built(tags: usize, network: &Network, segment: &Segment) -> (Vec<u8>, usize) 
     };
     let packet = packet.tcp_header(segment.header.clone());
     let mut frame = Vec::new();
-    packet.write(&mut frame, &segment.data).unwrap();
+    packet
+        .write(&mut frame, &segment.data)
+        .expect("a vector takes it");
     (frame, 14 + 4 * tags)
 }
 
@@ -1085,7 +1513,7 @@ proptest! {
                 source_port: segment.header.source_port.to_be_bytes(),
                 destination_port: segment.header.destination_port.to_be_bytes(),
             },
-            data_len: u32::try_from(segment.data.len()).unwrap(),
+            data_len: u32::try_from(segment.data.len()).expect("a short packet"),
             header: segment.header,
         };
         prop_assert_eq!(read(&frame, Link::Ethernet), meant.reading());
@@ -1107,12 +1535,12 @@ proptest! {
             Network::V4 { .. } => {
                 let packet = ethernet.ipv4(ROUTER4, CLIENT4, 60);
                 let packet = packet.icmpv4_raw(about4.0, about4.1, [0; 4]);
-                packet.write(&mut frame, quoted).unwrap();
+                packet.write(&mut frame, quoted).expect("a vector takes it");
             }
             Network::V6 { .. } => {
                 let packet = ethernet.ipv6(ROUTER6, CLIENT6, 60);
                 let packet = packet.icmpv6_raw(about6.0, about6.1, [0; 4]);
-                packet.write(&mut frame, quoted).unwrap();
+                packet.write(&mut frame, quoted).expect("a vector takes it");
             }
         }
         let (source, destination) = network.addresses();
@@ -1134,7 +1562,7 @@ proptest! {
 
     #[test]
     fn a_third_tag_is_not_read_whatever_follows(segment in segment(), network in network()) {
-        let tag = VlanId::try_new(9).unwrap();
+        let tag = VlanId::try_new(9).expect("twelve bits");
         let (frame, _) = built(2, &network, &segment);
         let mut deeper = frame[..12].to_vec();
         deeper.extend([0x81, 0x00, 0, 9]);
@@ -1153,21 +1581,27 @@ proptest! {
             .ipv4(CLIENT4, SERVER4, 64)
             .tcp(CLIENT_PORT, SERVER_PORT, ISN, 1_000)
             .syn()
-            .write(&mut single, &[])
-            .unwrap();
+            .write(&mut single, &[]).expect("a vector takes it");
         prop_assert_eq!(read(&single, Link::Ethernet), syn_of(attempt4(), 0));
     }
 }
 
 /// A frame of the table with some bytes behind its Ethernet header changed.
 fn damaged() -> impl Strategy<Value = (Vec<u8>, Link)> {
-    let table: Vec<_> = frames().into_iter().map(|frame| (frame.bytes, frame.link)).collect();
+    let table: Vec<_> = frames()
+        .into_iter()
+        .map(|frame| (frame.bytes, frame.link))
+        .collect();
     (select(table), vec((any::<Index>(), any::<u8>()), 0..6)).prop_map(
         |((mut bytes, link), changes)| {
             // Changes to the first bytes tell the most: draw from there twice as
             // often as behind.
             for (n, (index, value)) in changes.into_iter().enumerate() {
-                let reach = if n % 2 == 0 { bytes.len().min(64) } else { bytes.len() };
+                let reach = if n % 2 == 0 {
+                    bytes.len().min(64)
+                } else {
+                    bytes.len()
+                };
                 if reach > 0 {
                     let at = index.index(reach);
                     bytes[at] = value;

@@ -30,7 +30,11 @@ async fn attached(run: &Run) -> Result<()> {
         }
     }
     let format = run.output.unwrap_or_else(|| {
-        if stdout().is_terminal() { Format::Text } else { Format::Json }
+        if stdout().is_terminal() {
+            Format::Text
+        } else {
+            Format::Json
+        }
     });
     let mut output = Output::stdout(format, Host::this());
     let mut throttle = Throttle::start(&interfaces, run.settings(), run.hook).await?;

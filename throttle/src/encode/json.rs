@@ -68,7 +68,16 @@ fn lost(events: u64) -> Value {
 
 fn reached(episode: &Episode, time: &str, host: &Host) -> Value {
     let Episode {
-        scope, owner, interface, limit, half_open, queued, rate, mode, source, destination,
+        scope,
+        owner,
+        interface,
+        limit,
+        half_open,
+        queued,
+        rate,
+        mode,
+        source,
+        destination,
     } = episode;
     let mut event = json!({
         "kind": "alert",
@@ -144,4 +153,3 @@ fn merge(into: &mut Value, more: Value) {
         (into, more) => *into = more,
     }
 }
-

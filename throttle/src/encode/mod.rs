@@ -53,5 +53,6 @@ impl Host {
 
 /// RFC 3339, in UTC.
 fn time(at_ns: u64) -> String {
-    Timestamp::from_nanosecond(i128::from(at_ns)).map_or_else(|_| String::new(), |t| format!("{t:.9}"))
+    Timestamp::from_nanosecond(i128::from(at_ns))
+        .map_or_else(|_| String::new(), |t| format!("{t:.9}"))
 }

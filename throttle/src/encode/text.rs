@@ -16,12 +16,24 @@ pub fn line(event: &Event) -> String {
             format!("{time} {events} events were lost: nobody took them in time")
         }
     };
-    line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    line.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 fn reached(episode: &Episode) -> String {
-    let Episode { scope, owner, limit, half_open, queued, rate, mode, source, destination, .. } =
-        episode;
+    let Episode {
+        scope,
+        owner,
+        limit,
+        half_open,
+        queued,
+        rate,
+        mode,
+        source,
+        destination,
+        ..
+    } = episode;
     let done = match mode {
         Mode::Enforce => format!("further ones are released at {rate}"),
         Mode::Monitor => format!("monitored only; {rate} would be released"),

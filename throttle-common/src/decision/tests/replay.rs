@@ -43,7 +43,11 @@ struct Ledger {
 
 impl Ledger {
     fn add(&mut self, id: usize, window: Window, now_ns: u64) {
-        let unit = Unit { since_ns: now_ns, width_ns: window.width_ns(), doubtful: false };
+        let unit = Unit {
+            since_ns: now_ns,
+            width_ns: window.width_ns(),
+            doubtful: false,
+        };
         let doubtful = self.forgiven.contains(&unit.bucket());
         self.units.insert(id, Unit { doubtful, ..unit });
     }
@@ -68,7 +72,8 @@ impl Ledger {
     fn swept(&mut self, window: Window, now_ns: u64) {
         self.grow_doubts(window, now_ns);
         if now_ns - self.span_changed_ns >= window.patience_ns() {
-            self.units.retain(|_, unit| now_ns - unit.since_ns < window.span_ns());
+            self.units
+                .retain(|_, unit| now_ns - unit.since_ns < window.span_ns());
         }
     }
 
@@ -141,7 +146,11 @@ struct Given {
 
 #[derive(Debug, Clone)]
 enum Event {
-    Connect { line: usize, endpoint_is_known: bool, too_long: bool },
+    Connect {
+        line: usize,
+        endpoint_is_known: bool,
+        too_long: bool,
+    },
     Answer(Index),
     Abort(Index),
     Evict(Index),
@@ -229,7 +238,11 @@ impl World {
     }
 
     fn context(&self) -> Context<'_> {
-        Context { policy: &self.policy, daemon: &self.daemon, now_ns: self.now_ns }
+        Context {
+            policy: &self.policy,
+            daemon: &self.daemon,
+            now_ns: self.now_ns,
+        }
     }
 
     fn daemon_lives(&self) -> bool {
@@ -248,7 +261,11 @@ impl World {
 
     fn play(&mut self, event: &Event) {
         match event {
-            Event::Connect { line, endpoint_is_known, too_long } => {
+            Event::Connect {
+                line,
+                endpoint_is_known,
+                too_long,
+            } => {
                 self.connect(*line, *endpoint_is_known, *too_long);
             }
             Event::Answer(of) | Event::Abort(of) => self.pick(of, Self::finish),
@@ -311,7 +328,7 @@ impl World {
     fn connect(&mut self, line: usize, endpoint_is_known: bool, too_long: bool) {
         self.senders.push(Sender {
             line,
-            isn: u32::try_from(self.senders.len()).unwrap(),
+            isn: u32::try_from(self.senders.len()).expect("a few"),
             too_long,
             endpoint_is_known,
             first_ns: self.now_ns,
@@ -330,7 +347,9 @@ impl World {
             let next = (0..self.senders.len())
                 .filter_map(|n| self.senders[n].next_ns().map(|at_ns| (at_ns, n)))
                 .min();
-            let Some((at_ns, n)) = next.filter(|(at_ns, _)| *at_ns <= until_ns) else { break };
+            let Some((at_ns, n)) = next.filter(|(at_ns, _)| *at_ns <= until_ns) else {
+                break;
+            };
             self.now_ns = at_ns;
             if self.senders[n].tries < RETRANSMISSIONS_S.len() {
                 self.senders[n].tries += 1;
@@ -354,8 +373,16 @@ impl World {
         let (half_open, queue, _) = self.windows();
         self.half_open.swept(half_open, self.now_ns);
         self.queued.swept(queue, self.now_ns);
-        assert!(self.half_open.allows(self.scope.half_open.total()), "{:?}", self.half_open);
-        assert!(self.queued.allows(self.scope.queued.total()), "{:?}", self.queued);
+        assert!(
+            self.half_open.allows(self.scope.half_open.total()),
+            "{:?}",
+            self.half_open
+        );
+        assert!(
+            self.queued.allows(self.scope.queued.total()),
+            "{:?}",
+            self.queued
+        );
     }
 
     /// Rules 3 to 5: a SYN that is not in the table.
@@ -375,8 +402,14 @@ impl World {
             }
             Admission::Counted(place) => {
                 assert!(!known);
-                assert!(self.half_open.least() < self.policy.limit, "above the limit by admission");
-                assert!(!(self.daemon_lives() && self.queued.least() > 0), "overtaken");
+                assert!(
+                    self.half_open.least() < self.policy.limit,
+                    "above the limit by admission"
+                );
+                assert!(
+                    !(self.daemon_lives() && self.queued.least() > 0),
+                    "overtaken"
+                );
                 assert_eq!(self.scope.half_open.total(), total + 1);
                 assert!(total < self.policy.limit);
                 self.half_open.add(id, self.windows().0, self.now_ns);
@@ -396,7 +429,11 @@ impl World {
             Admission::Unaccountable => panic!("one thread, and yet no bucket"),
         };
         let sender = &mut self.senders[n];
-        let of = Attempt { isn: sender.isn, too_long: sender.too_long, ..attempt() };
+        let of = Attempt {
+            isn: sender.isn,
+            too_long: sender.too_long,
+            ..attempt()
+        };
         let flow = Flow::new(&of, entry, self.now_ns);
         if sender.stands == Stands::Waiting && self.now_ns < self.daemon.alive_until_ns {
             // Now and then the record does not fit.
@@ -418,7 +455,10 @@ impl World {
         let deferral = defer(&self.context(), &self.scope, &self.lines[line]);
         self.in_line[line].swept(line_window, self.now_ns);
         let entry = match deferral {
-            Deferral::Waits { entry, episode_begins } => {
+            Deferral::Waits {
+                entry,
+                episode_begins,
+            } => {
                 assert_eq!(episode_begins, episode_should_begin);
                 assert!(self.in_line[line].least() < self.policy.line_capacity);
                 self.queued.add(id, queue_window, self.now_ns);
@@ -449,7 +489,9 @@ impl World {
             self.scope.room_seen();
             self.told_of_room = false;
         }
-        let Some(flow) = self.senders[n].flow.take() else { return };
+        let Some(flow) = self.senders[n].flow.take() else {
+            return;
+        };
         self.retire();
         let before = (self.scope.half_open.total(), self.scope.queued.total());
         let next_ns = self.scope.releases.next_ns();
@@ -483,7 +525,14 @@ impl World {
         next_ns: u64,
         receipts: (Option<Place>, Option<Place>),
     ) {
-        let Sender { line, id, stands, too_long, endpoint_is_known, .. } = self.senders[n];
+        let Sender {
+            line,
+            id,
+            stands,
+            too_long,
+            endpoint_is_known,
+            ..
+        } = self.senders[n];
         let (half_open_window, queue_window, line_window) = self.windows();
         let sender_must_wait = self.daemon_lives() && !endpoint_is_known && !too_long;
         let there_is_room = total < self.policy.limit;
@@ -513,7 +562,11 @@ impl World {
                     assert!(a_release_is_due, "released too early");
                     self.note_release(offer);
                 } else {
-                    assert_eq!(self.scope.releases.next_ns(), next_ns, "a release is wasted");
+                    assert_eq!(
+                        self.scope.releases.next_ns(),
+                        next_ns,
+                        "a release is wasted"
+                    );
                 }
                 self.queued.remove(id);
                 self.in_line[line].remove(id);
@@ -551,18 +604,32 @@ impl World {
             SENDER_BURST_NS
         };
         let at_ns = self.now_ns;
-        self.given.push(Given { at_ns, burst_ns, interval_ns, count: 0 });
+        self.given.push(Given {
+            at_ns,
+            burst_ns,
+            interval_ns,
+            count: 0,
+        });
         for given in &mut self.given {
             given.count += 1;
             let line = (at_ns - given.at_ns + given.burst_ns) / given.interval_ns;
-            assert!(given.count <= line + 1, "{} releases since {}", given.count, given.at_ns);
+            assert!(
+                given.count <= line + 1,
+                "{} releases since {}",
+                given.count,
+                given.at_ns
+            );
         }
     }
 
     /// Something ends the attempt, and then something else does.
     fn finish(&mut self, n: usize) {
-        let Some(flow) = self.senders[n].flow.take() else { return };
-        let Sender { line, id, stands, .. } = self.senders[n];
+        let Some(flow) = self.senders[n].flow.take() else {
+            return;
+        };
+        let Sender {
+            line, id, stands, ..
+        } = self.senders[n];
         let before = (self.scope.half_open.total(), self.scope.queued.total());
         let ended = end(Some(&self.scope), Some(&self.lines[line]), &flow);
         assert_eq!(
@@ -581,7 +648,11 @@ impl World {
             assert_eq!(after, (before.0 - 1, before.1));
         }
         if is_sure(&self.queued) {
-            assert_eq!(after, (before.0, before.1 - 1), "it leaves its line at once");
+            assert_eq!(
+                after,
+                (before.0, before.1 - 1),
+                "it leaves its line at once"
+            );
         }
         self.half_open.remove(id);
         self.queued.remove(id);
@@ -604,17 +675,31 @@ impl World {
         let (half_open, queue, line) = self.windows();
         self.half_open.grow_doubts(half_open, self.now_ns);
         self.queued.grow_doubts(queue, self.now_ns);
-        assert!(self.half_open.allows(self.scope.half_open.total()), "{:?}", self.half_open);
-        assert!(self.queued.allows(self.scope.queued.total()), "{:?}", self.queued);
+        assert!(
+            self.half_open.allows(self.scope.half_open.total()),
+            "{:?}",
+            self.half_open
+        );
+        assert!(
+            self.queued.allows(self.scope.queued.total()),
+            "{:?}",
+            self.queued
+        );
         let live = self.scope.half_open.live(half_open, self.now_ns);
-        assert!(self.half_open.allows_live(live, half_open, self.now_ns), "{live}");
+        assert!(
+            self.half_open.allows_live(live, half_open, self.now_ns),
+            "{live}"
+        );
         let live = self.scope.queued.live(queue, self.now_ns);
         assert!(self.queued.allows_live(live, queue, self.now_ns), "{live}");
         for (n, ledger) in self.in_line.iter_mut().enumerate() {
             ledger.grow_doubts(line, self.now_ns);
             assert!(ledger.allows(self.lines[n].queued.total()), "{ledger:?}");
             let live = self.lines[n].queued.live(line, self.now_ns);
-            assert!(ledger.allows_live(live, line, self.now_ns), "{live} of {ledger:?}");
+            assert!(
+                ledger.allows_live(live, line, self.now_ns),
+                "{live} of {ledger:?}"
+            );
         }
         let standing = self.senders.iter().filter(|s| s.flow.is_some());
         for sender in standing {
@@ -666,7 +751,11 @@ fn a_scanner_is_let_out_at_the_rate_and_leaves_nothing_behind() {
     world.policy.line_capacity = 100;
     world.play(&Event::DaemonLives(3_600 * NANOS_PER_SEC));
     for _ in 0..40 {
-        world.play(&Event::Connect { line: 0, endpoint_is_known: false, too_long: false });
+        world.play(&Event::Connect {
+            line: 0,
+            endpoint_is_known: false,
+            too_long: false,
+        });
     }
     assert_eq!(world.scope.half_open.total(), 3);
     assert_eq!(world.scope.queued.total(), 37);
@@ -685,14 +774,21 @@ fn a_burst_to_hosts_that_answer_drains_as_fast_as_they_answer() {
     world.policy.line_capacity = 100;
     world.play(&Event::DaemonLives(3_600 * NANOS_PER_SEC));
     for _ in 0..40 {
-        world.play(&Event::Connect { line: 0, endpoint_is_known: false, too_long: false });
+        world.play(&Event::Connect {
+            line: 0,
+            endpoint_is_known: false,
+            too_long: false,
+        });
     }
     for n in 0..40 {
         world.play(&Event::Wait(NANOS_PER_MILLI));
         world.finish(n);
         world.play(&Event::Serve);
     }
-    assert_eq!((world.scope.half_open.total(), world.scope.queued.total()), (0, 0));
+    assert_eq!(
+        (world.scope.half_open.total(), world.scope.queued.total()),
+        (0, 0)
+    );
     assert!(world.given.is_empty(), "no release was needed");
 }
 
@@ -701,7 +797,11 @@ fn without_a_daemon_every_attempt_goes_out_by_its_own_retransmissions() {
     let mut world = World::new(START);
     world.policy.line_capacity = 100;
     for _ in 0..20 {
-        world.play(&Event::Connect { line: 0, endpoint_is_known: false, too_long: false });
+        world.play(&Event::Connect {
+            line: 0,
+            endpoint_is_known: false,
+            too_long: false,
+        });
     }
     world.play(&Event::Wait(20 * NANOS_PER_SEC));
     assert_eq!(world.scope.queued.total(), 0);
