@@ -53,6 +53,7 @@ pub struct Throttle {
     attachments: Vec<Attachment>,
     names: HashMap<u32, String>,
     settings: Settings,
+    keeper: Keeper,
 }
 
 /// The part of the throttle that keeps the queue.
@@ -129,7 +130,10 @@ impl Throttle {
             attachments: Vec::new(),
             names: HashMap::new(),
             settings,
+            keeper: Keeper::new()?,
         };
+        // Before the first SYN can be deferred.
+        throttle.beat()?;
         for interface in interfaces {
             if let Err(error) = throttle.attach(interface, hook).await {
                 throttle.detach().await;
@@ -180,31 +184,33 @@ impl Throttle {
         let mut vanishing = interface::vanishing()?;
         let on =
             |kind: SignalKind| signal(kind).map_err(|e| Error::failed("listen for signals", e));
-        let (mut interrupt, mut terminate) =
-            (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+        let (mut interrupt, mut terminate, mut hangup) = (
+            on(SignalKind::interrupt())?,
+            on(SignalKind::terminate())?,
+            on(SignalKind::hangup())?,
+        );
         let (mut heartbeat, mut check) = (interval(HEARTBEAT), interval(CHECK));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut keeper = Keeper::new()?;
-        self.beat(&mut keeper)?;
         info!("attached to {}", self.attached());
         let mut unhandled = 0;
         loop {
-            let wake = wake_time(&keeper);
+            let wake = wake_time(&self.keeper);
             tokio::select! {
                 // The queue first: what is due is not kept waiting by what comes in.
                 biased;
                 _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
+                _ = hangup.recv() => return Ok(()),
                 () = output.closed() => {
                     debug!("nobody reads the events any more");
                     return Ok(());
                 }
-                _ = heartbeat.tick() => self.beat(&mut keeper)?,
-                () = sleep_until(wake), if wake_is_set(&keeper) => {}
+                _ = heartbeat.tick() => self.beat()?,
+                () = sleep_until(wake), if wake_is_set(&self.keeper) => {}
                 ready = self.events.readable_mut() => {
                     let mut guard = ready.map_err(|e| Error::failed("wait for the ring buffer", e))?;
-                    if drain(guard.get_inner_mut(), &mut keeper, &self.maps, output, &self.names) {
+                    if drain(guard.get_inner_mut(), &mut self.keeper, &self.maps, output, &self.names) {
                         guard.clear_ready();
                     }
                 }
@@ -212,17 +218,29 @@ impl Throttle {
                 _ = check.tick() => unhandled = self.report_unhandled(unhandled),
                 Some(index) = vanishing.next() => self.let_go(index)?,
             }
-            self.serve(&mut keeper);
+            self.serve();
         }
     }
 
-    fn serve(&mut self, keeper: &mut Keeper) {
+    /// Puts a new keeper in the place of the old one, as after a restart: it has
+    /// an empty queue, and is handed the deferred attempts as their senders
+    /// retransmit.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not open a packet socket.
+    pub fn renew_keeper(&mut self) -> Result<()> {
+        self.keeper = Keeper::new()?;
+        self.beat()
+    }
+
+    fn serve(&mut self) {
         let Keeper {
             socket,
             queue,
             refused,
             ..
-        } = keeper;
+        } = &mut self.keeper;
         let mut kernel = Live {
             maps: &self.maps,
             socket,
@@ -233,10 +251,10 @@ impl Throttle {
 
     /// Says that the keeper is alive; with a pacing that does without it, that
     /// there is none.
-    fn beat(&mut self, keeper: &mut Keeper) -> Result<()> {
+    fn beat(&mut self) -> Result<()> {
         if self.settings.pacing.resends() {
-            keeper.heartbeat.alive_until_ns = clock::monotonic_ns() + ALIVE_NS;
-            self.maps.set_daemon(&keeper.heartbeat)
+            self.keeper.heartbeat.alive_until_ns = clock::monotonic_ns() + ALIVE_NS;
+            self.maps.set_daemon(&self.keeper.heartbeat)
         } else {
             self.maps.set_daemon(&Heartbeat::default())
         }

@@ -5,11 +5,13 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
+use log::{error, warn};
 use tokio::sync::Notify;
 
 use crate::{
@@ -20,6 +22,9 @@ use crate::{
 /// Events that wait for a slow reader. What comes on top is lost, and counted.
 const BACKLOG: usize = 1_024;
 
+/// How long the end waits for a reader to take the last events.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
+
 /// Where events go. A thread of its own writes them, so a reader that stalls
 /// stalls nothing else.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub struct Output {
     sender: SyncSender<Event>,
     lost: Arc<AtomicU64>,
     closed: Arc<Closed>,
+    /// Breaks when the thread has written everything.
+    done: Receiver<()>,
     sequence: u64,
 }
 
@@ -42,7 +49,9 @@ impl Output {
         let (sender, events) = sync_channel::<Event>(BACKLOG);
         let (lost, closed) = (Arc::new(AtomicU64::new(0)), Arc::new(Closed::default()));
         let (losses, end) = (Arc::clone(&lost), Arc::clone(&closed));
+        let (finished, done) = channel();
         thread::spawn(move || {
+            let _finished = finished;
             for event in events {
                 let mut lines = format.line(&event, &host) + "\n";
                 let count = losses.swap(0, Ordering::SeqCst);
@@ -51,11 +60,11 @@ impl Output {
                     lines += &format.line(&Event::new(event.at_ns, event.sequence, what), &host);
                     lines += "\n";
                 }
-                if to
-                    .write_all(lines.as_bytes())
-                    .and_then(|()| to.flush())
-                    .is_err()
-                {
+                if let Err(error) = to.write_all(lines.as_bytes()).and_then(|()| to.flush()) {
+                    // A reader that has gone away is no trouble.
+                    if error.kind() != io::ErrorKind::BrokenPipe {
+                        error!("write events: {error}; throttle ends");
+                    }
                     end.is.store(true, Ordering::SeqCst);
                     end.notify.notify_waiters();
                     return;
@@ -66,6 +75,7 @@ impl Output {
             sender,
             lost,
             closed,
+            done,
             sequence: 0,
         }
     }
@@ -92,6 +102,22 @@ impl Output {
         let notified = self.closed.notify.notified();
         if !self.closed.is.load(Ordering::SeqCst) {
             notified.await;
+        }
+    }
+
+    /// Ends the writing, once the last events are out or the reader does not
+    /// take them.
+    pub fn finish(self) {
+        let Self {
+            sender, lost, done, ..
+        } = self;
+        drop(sender);
+        if done.recv_timeout(LAST_EVENTS) == Err(RecvTimeoutError::Timeout) {
+            warn!("the last events are lost: nobody takes them");
+        }
+        let lost = lost.load(Ordering::SeqCst);
+        if lost > 0 {
+            warn!("{lost} events were lost: nobody took them in time");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
+use bytes::{BufMut as _, Bytes, BytesMut};
 use etherparse::checksum::Sum16BitWords;
 use nix::{
     libc,
@@ -31,7 +32,7 @@ const VLAN_TAG_LEN: usize = 4;
 /// left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    bytes: Box<[u8]>,
+    bytes: Bytes,
     network_offset: usize,
     transport_offset: usize,
     /// Index of the device.
@@ -57,7 +58,7 @@ impl Frame {
             && transport_offset.checked_add(20)? <= len
             && (record.vlan == 0 || network_offset >= MAC_ADDRESSES_LEN + 2);
         fits.then(|| Self {
-            bytes: record.frame[..len].into(),
+            bytes: Bytes::copy_from_slice(&record.frame[..len]),
             network_offset,
             transport_offset,
             ifindex: record.ifindex,
@@ -72,8 +73,8 @@ impl Frame {
     /// round-trip time and not with the wait; its TCP checksum complete, which
     /// at TC egress is often left to the device; its VLAN tag in the frame.
     #[must_use]
-    pub fn mended(&self, waited_ms: u32) -> Vec<u8> {
-        let mut bytes = self.bytes.to_vec();
+    pub fn mended(&self, waited_ms: u32) -> BytesMut {
+        let mut bytes = BytesMut::from(&self.bytes[..]);
         if let Some(at) = self.timestamp_offset() {
             let value =
                 u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -84,10 +85,10 @@ impl Frame {
             bytes[at..at + 2].copy_from_slice(&checksum);
         }
         if self.vlan != 0 {
-            let mut tagged = Vec::with_capacity(bytes.len() + VLAN_TAG_LEN);
-            tagged.extend_from_slice(&bytes[..MAC_ADDRESSES_LEN]);
-            tagged.extend_from_slice(&self.vlan.to_be_bytes());
-            tagged.extend_from_slice(&bytes[MAC_ADDRESSES_LEN..]);
+            let mut tagged = BytesMut::with_capacity(bytes.len() + VLAN_TAG_LEN);
+            tagged.put_slice(&bytes[..MAC_ADDRESSES_LEN]);
+            tagged.put_u32(self.vlan);
+            tagged.put_slice(&bytes[MAC_ADDRESSES_LEN..]);
             bytes = tagged;
         }
         bytes

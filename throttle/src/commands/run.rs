@@ -40,5 +40,6 @@ async fn attached(run: &Run) -> Result<()> {
     let mut throttle = Throttle::start(&interfaces, run.settings(), run.hook).await?;
     let result = throttle.run(&mut output).await;
     throttle.stop().await;
+    output.finish();
     Ok(result?)
 }
