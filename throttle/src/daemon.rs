@@ -222,6 +222,23 @@ impl Throttle {
         }
     }
 
+    /// Puts other settings in force, live. The direction stays what it was: it
+    /// is a matter of where the programs are.
+    ///
+    /// # Errors
+    ///
+    /// When the settings do not go together, or the kernel does not take them;
+    /// nothing has changed then.
+    pub fn change(&mut self, settings: Settings) -> Result<()> {
+        settings.check()?;
+        self.maps.set_policy(&settings.policy())?;
+        self.settings = Settings {
+            direction: self.settings.direction,
+            ..settings
+        };
+        Ok(())
+    }
+
     /// Puts a new keeper in the place of the old one, as after a restart: it has
     /// an empty queue, and is handed the deferred attempts as their senders
     /// retransmit.
