@@ -62,6 +62,14 @@ impl Releases {
         self.next_ns.load()
     }
 
+    /// When it is worth offering again, by a reader who sees `next_ns` at
+    /// `now_ns`: then, or at once (0) if that was planned by a longer interval
+    /// than the one in force. Such an offer has the plan brought forward.
+    #[must_use]
+    pub const fn offer_at_ns(next_ns: u64, interval_ns: u64, now_ns: u64) -> u64 {
+        if next_ns > now_ns.saturating_add(interval_ns) { 0 } else { next_ns }
+    }
+
     /// An attempt begins to wait in an empty queue: the next release comes one
     /// interval from now, not at once.
     #[inline(always)]
@@ -157,6 +165,13 @@ mod tests {
         releases.begin(60 * NANOS_PER_SEC, 0);
         assert_eq!(releases.give(INTERVAL, INTERVAL, NANOS_PER_SEC), None);
         assert!(releases.give(INTERVAL, INTERVAL, NANOS_PER_SEC + INTERVAL).is_some());
+    }
+
+    #[test]
+    fn a_plan_by_a_longer_interval_is_worth_an_offer_at_once() {
+        assert_eq!(Releases::offer_at_ns(60 * NANOS_PER_SEC, INTERVAL, NANOS_PER_SEC), 0);
+        let soon = NANOS_PER_SEC + INTERVAL;
+        assert_eq!(Releases::offer_at_ns(soon, INTERVAL, NANOS_PER_SEC), soon);
     }
 
     #[test]

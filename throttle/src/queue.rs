@@ -12,6 +12,7 @@ use throttle_common::{
     NANOS_PER_MILLI,
     flow::{FlowKey, Phase},
     record::Deferred,
+    release::Releases,
     subject::Subject,
     turns::Turns,
 };
@@ -221,9 +222,10 @@ impl Kernel for Live<'_> {
         // What has timed out but was not swept yet is room: the program sweeps
         // before it decides about the offer.
         let half_open = state.half_open.live(window, self.now_ns());
+        let next_ns = state.releases.next_ns();
         Some(Supply {
             room: half_open < policy.limit,
-            next_release_ns: state.releases.next_ns(),
+            next_release_ns: Releases::offer_at_ns(next_ns, policy.interval_ns, self.now_ns()),
         })
     }
 
