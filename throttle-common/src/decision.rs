@@ -205,7 +205,9 @@ pub fn seen_again(
         }
         Phase::Counted(_) => Again::HalfOpen,
         Phase::Known => become_counted(context, scope, flow, word, ifindex),
-        Phase::Deferred => offered(context, scope, line, flow, word, offer, endpoint_is_known),
+        Phase::Deferred => {
+            offered(context, scope, line, flow, word, offer, endpoint_is_known, ifindex)
+        }
     }
 }
 
@@ -231,6 +233,7 @@ fn become_counted(
 }
 
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "split off from one function, inlined into it")]
 fn offered(
     context: &Context<'_>,
     scope: &Scope,
@@ -239,6 +242,7 @@ fn offered(
     word: PhaseWord,
     offer: Offer,
     endpoint_is_known: bool,
+    ifindex: u32,
 ) -> Again {
     let burst_ns = match offer {
         Offer::Daemon => daemon_burst_ns(context.policy.interval_ns),
@@ -246,7 +250,11 @@ fn offered(
             // Its sender still cares: its place in the counts is renewed.
             renew(context, scope, line, flow);
             if context.daemon_is_alive() && !endpoint_is_known && flow.too_long == 0 {
-                return if flow.handed_to() == context.daemon.generation {
+                // A frame that was handed over for another device is of no use
+                // when the route has changed.
+                let is_handed = flow.handed_to() == context.daemon.generation
+                    && flow.ifindex == ifindex;
+                return if is_handed {
                     Again::StillDeferred
                 } else {
                     Again::HandOver

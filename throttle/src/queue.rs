@@ -8,6 +8,7 @@
 use std::{collections::HashMap, io};
 
 use log::{debug, warn};
+use nix::libc;
 use throttle_common::{
     NANOS_PER_MILLI,
     flow::{FlowKey, Phase},
@@ -26,6 +27,10 @@ use crate::{
 /// When to try again after the device would not take a frame, or the kernel
 /// gave a release to somebody else: 50 ms.
 const AGAIN_NS: u64 = 50 * NANOS_PER_MILLI;
+
+/// How long the daemon sleeps at most while somebody waits: 100 ms. Nobody tells
+/// it when an unanswered attempt times out, and its place is free then.
+const LOOK_EVERY_NS: u64 = 100 * NANOS_PER_MILLI;
 
 /// How many a line holds before what has ended is looked for in it. The kernel
 /// bounds those that wait; this bounds those that have given up.
@@ -175,11 +180,17 @@ impl Lines {
                 return;
             };
             if !supply.room && now_ns < supply.next_release_ns {
-                self.look_at_ns = supply.next_release_ns;
+                self.look_at_ns = supply.next_release_ns.min(now_ns + LOOK_EVERY_NS);
                 return;
             }
             if let Err(error) = kernel.offer(head) {
                 debug!("re-send a deferred SYN: {error}");
+                if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) {
+                    // The device is gone. If there is another way, its sender
+                    // will take it, and the SYN is handed over anew.
+                    self.turns.skip();
+                    continue;
+                }
                 self.look_at_ns = now_ns + AGAIN_NS;
                 return;
             }
@@ -257,7 +268,7 @@ mod tests {
         room: u32,
         next_release_ns: u64,
         offered: Vec<u32>,
-        refuse: bool,
+        refuse: Option<i32>,
     }
 
     impl Kernel for Fake {
@@ -277,8 +288,8 @@ mod tests {
         }
 
         fn offer(&mut self, waiting: &Waiting) -> io::Result<()> {
-            if self.refuse {
-                return Err(io::Error::from_raw_os_error(libc::ENETDOWN));
+            if let Some(errno) = self.refuse {
+                return Err(io::Error::from_raw_os_error(errno));
             }
             if self.room > 0 {
                 self.room -= 1;
@@ -292,8 +303,6 @@ mod tests {
             Ok(())
         }
     }
-
-    use nix::libc;
 
     fn waiting(isn: u32) -> Waiting {
         // SAFETY: made of numbers; all zero is a value of it.
@@ -360,6 +369,23 @@ mod tests {
     }
 
     #[test]
+    fn a_place_that_timed_out_is_found_long_before_a_release_is_due() {
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                next_release_ns: 600 * LOOK_EVERY_NS,
+                ..Fake::default()
+            },
+        );
+        push(&mut queue, &fake, 1, 1);
+        queue.serve(&mut fake);
+        assert_eq!(queue.next_look_ns(), Some(LOOK_EVERY_NS));
+        (fake.now_ns, fake.room) = (LOOK_EVERY_NS, 1);
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [1]);
+    }
+
+    #[test]
     fn the_dead_are_skipped_and_cost_no_turn() {
         let (mut queue, mut fake) = (
             Queue::default(),
@@ -386,17 +412,32 @@ mod tests {
             Queue::default(),
             Fake {
                 room: 1,
-                refuse: true,
+                refuse: Some(libc::ENETDOWN),
                 ..Fake::default()
             },
         );
         push(&mut queue, &fake, 1, 1);
         queue.serve(&mut fake);
         assert_eq!(queue.next_look_ns(), Some(AGAIN_NS));
-        fake.refuse = false;
+        fake.refuse = None;
         fake.now_ns = AGAIN_NS;
         queue.serve(&mut fake);
         assert_eq!(fake.offered, [1]);
+    }
+
+    #[test]
+    fn a_device_that_is_gone_holds_nobody_up() {
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                room: 1,
+                ..Fake::default()
+            },
+        );
+        fake.refuse = Some(libc::ENXIO);
+        push(&mut queue, &fake, 1, 1);
+        queue.serve(&mut fake);
+        assert!(queue.is_empty());
     }
 
     #[test]

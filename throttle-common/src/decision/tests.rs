@@ -540,7 +540,7 @@ impl Case {
             (Was::Deferred, Offer::Sender)
                 if self.daemon_is_alive && !self.endpoint_is_known && !self.too_long =>
             {
-                if self.handed == HandedTo::ThisDaemon {
+                if self.handed == HandedTo::ThisDaemon && !self.on_other_device {
                     Again::StillDeferred
                 } else {
                     Again::HandOver
