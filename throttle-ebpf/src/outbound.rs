@@ -149,6 +149,12 @@ fn step(skb: &Skb, decide: impl FnOnce(&Context<'_>, &'static Seen) -> Verdict) 
 pub fn on_syn(skb: &Skb) -> i32 {
     step(skb, |context, syn| {
         let offer = offer_of(context.daemon.cookie, skb.socket_cookie());
+        // A copy that was turned round comes in with the daemon's socket still
+        // on it (`____dev_forward_skb` in include/linux/netdevice.h leaves it
+        // there): it was released a moment ago.
+        if offer == Offer::Daemon && syn.hook == Hook::Ingress as u32 {
+            return Verdict::Pass;
+        }
         if let Some(flow) = flows::get(&syn.key) {
             if flow.isn == syn.number {
                 let again = on_known_flow(skb, context, syn, flow, offer);
