@@ -18,6 +18,7 @@
 //! | [`cgroup`] | cgroups of a test's own |
 //! | [`inject`] | forged answers |
 //! | [`throttle_cmd`] | the program under test |
+//! | [`timing`] | when attempts went out, against when they were due |
 //! | [`hooks`] | what is attached where, to compare before with after |
 //! | [`clients`] | curl, nmap, ss … |
 //! | [`wait`] | waiting for a state |
@@ -44,6 +45,7 @@ pub mod serve;
 mod sys;
 mod tags;
 pub mod throttle_cmd;
+pub mod timing;
 pub mod topology;
 mod unreachable;
 pub mod wait;
@@ -56,6 +58,7 @@ pub use self::{
     process::Program,
     serve::{Behaviour, Server},
     throttle_cmd::Throttle,
+    timing::Pace,
     topology::Lab,
     wait::{holds_for, wait_for, wait_until},
 };

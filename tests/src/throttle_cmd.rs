@@ -8,6 +8,7 @@ use crate::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     env,
     path::{Path, PathBuf},
     time::Duration,
@@ -19,6 +20,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// What it logs when it is at work.
 const READY: &str = "attached";
+
+/// The code of the event that says that a limit was reached.
+const LIMIT_REACHED: &str = "4226";
 
 /// The `throttle` command.
 #[derive(Debug)]
@@ -141,6 +145,17 @@ impl Running {
             .with_stdout(|lines| lines.iter().map(|line| parse(line)).collect())
     }
 
+    /// Of the events so far, those that say that a limit was reached.
+    ///
+    /// # Panics
+    /// When a line is not JSON.
+    #[track_caller]
+    pub fn limit_events(&self) -> Vec<Value> {
+        let mut events = self.events();
+        events.retain(|event| event["event"]["code"] == LIMIT_REACHED);
+        events
+    }
+
     /// The lines it has printed so far, whatever their form.
     pub fn lines(&self) -> Vec<String> {
         self.process.stdout()
@@ -225,6 +240,27 @@ impl Running {
     pub fn is_running(&mut self) -> bool {
         self.process.ended().is_none()
     }
+}
+
+/// What a throttle that has ended says it counted for an interface:
+/// `attempts`, `passed`, `known`, `deferred` … Those that are 0 are left out.
+///
+/// # Panics
+/// When it says nothing about the interface.
+#[track_caller]
+pub fn tallies(finished: &Finished, interface: &str) -> BTreeMap<String, u64> {
+    let about = format!("interface {interface}: ");
+    let counts = finished
+        .stderr
+        .lines()
+        .find_map(|line| line.split_once(&about));
+    let Some((_, counts)) = counts else {
+        panic!("no tallies of {interface}:\n{}", finished.stderr)
+    };
+    let counts = counts.split(", ").filter_map(|count| count.split_once(' '));
+    counts
+        .map(|(name, count)| (name.to_owned(), count.parse().unwrap()))
+        .collect()
 }
 
 #[track_caller]

@@ -1,0 +1,194 @@
+//! When attempts went out, against when they were due.
+
+use crate::{
+    dial::Attempt,
+    frame::Syn,
+    netns::Namespace,
+    throttle_cmd::{Running, Throttle},
+};
+use std::{fmt, net::SocketAddr, time::Duration};
+
+/// How close to its time half of the releases must be. A fraction of every
+/// interval the tests use, and more than a busy machine costs.
+const CLOSE: Duration = Duration::from_millis(20);
+/// How much the clock of the captures, which is being disciplined, may differ
+/// from the kernel's monotonic one over an interval.
+const CLOCKS_DIFFER: Duration = Duration::from_millis(1);
+
+/// So many at once, then so many a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// How many may be half-open.
+    pub limit: usize,
+    /// How many are released a second.
+    pub per_second: u32,
+}
+
+impl Pace {
+    /// `limit` at once, then `per_second`.
+    pub fn new(limit: usize, per_second: u32) -> Self {
+        Self { limit, per_second }
+    }
+
+    /// Starts throttle with this limit and rate, and more arguments.
+    ///
+    /// # Panics
+    /// See [`Throttle::start`].
+    #[track_caller]
+    pub fn throttle(&self, namespace: &Namespace, device: &str, more: &[&str]) -> Running {
+        let limit = format!("--limit={}", self.limit);
+        let rate = format!("--rate={}/s", self.per_second);
+        let mut args = vec!["-i", device, &limit, &rate];
+        args.extend(more);
+        Throttle::start(namespace, &args)
+    }
+
+    /// Time between two releases.
+    pub fn interval(&self) -> Duration {
+        Duration::from_secs(1) / self.per_second
+    }
+
+    /// How long it takes until the last of so many attempts is out.
+    pub fn span(&self, attempts: usize) -> Duration {
+        let releases = attempts.saturating_sub(self.limit);
+        self.interval() * u32::try_from(releases).unwrap()
+    }
+
+    /// Asserts that at no time there were more of `times_ns` (in order) than
+    /// the limit, the releases that were due by then, those of `burst`, and
+    /// one.
+    ///
+    /// # Panics
+    /// At the first that came too early.
+    #[track_caller]
+    pub fn assert_line(&self, times_ns: &[u64], burst: Duration) {
+        let Some(&start_ns) = times_ns.first() else {
+            return;
+        };
+        for (n, at_ns) in times_ns.iter().enumerate() {
+            let since = Duration::from_nanos(at_ns.saturating_sub(start_ns));
+            let releases = (since + burst).as_secs_f64() * f64::from(self.per_second);
+            let most = self.limit as f64 + releases + 1.0;
+            assert!(
+                (n + 1) as f64 <= most,
+                "{} attempts after {since:?}, and at most {most:.1} may be out",
+                n + 1
+            );
+        }
+    }
+
+    /// Asserts that `attempts`, started right one after the other, went out as
+    /// they should: as many as the limit at once, the others one each interval
+    /// after the first of them was deferred, in order of arrival.
+    ///
+    /// # Panics
+    /// When one did not.
+    #[track_caller]
+    pub fn assert_exact(&self, attempts: &[Attempt], first_syns: &[Syn]) -> Lateness {
+        let ends = |src: SocketAddr, dst: SocketAddr| (src, dst);
+        let started: Vec<_> = attempts.iter().map(|a| ends(a.local, a.dst)).collect();
+        let seen: Vec<_> = first_syns.iter().map(|s| ends(s.src, s.dst)).collect();
+        assert_eq!(seen, started, "not in order of arrival");
+
+        let times: Vec<u64> = first_syns.iter().map(|syn| syn.at_ns).collect();
+        self.assert_line(&times, Duration::ZERO);
+        let (at_once, released) = times.split_at(self.limit);
+        let first_deferred_ns = attempts[self.limit].started_ns;
+        let interval_ns = self.interval().as_nanos() as u64;
+        let first_due_ns = first_deferred_ns + interval_ns;
+        let early = at_once.iter().filter(|&&at| at < first_due_ns).count();
+        assert_eq!(early, self.limit, "before the first release");
+
+        let due: Vec<u64> = (1..)
+            .zip(released)
+            .map(|(n, _)| first_deferred_ns + n * interval_ns)
+            .collect();
+        for (at, due) in released.iter().zip(&due) {
+            let early = Duration::from_nanos(due.saturating_sub(*at));
+            // One that came late may be followed by one that is on time.
+            assert!(early <= CLOCKS_DIFFER, "a release {early:?} too early");
+        }
+        Lateness::between(released, &due).assert_close()
+    }
+}
+
+/// How far from their times releases were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lateness {
+    /// How many releases.
+    pub count: usize,
+    /// Half of them were closer than this.
+    pub median: Duration,
+    /// None was farther than this.
+    pub worst: Duration,
+}
+
+impl fmt::Display for Lateness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = |d: Duration| d.as_secs_f64() * 1e3;
+        write!(
+            f,
+            "{} releases off by {:.2} ms in the median, {:.2} ms at worst",
+            self.count,
+            millis(self.median),
+            millis(self.worst)
+        )
+    }
+}
+
+impl Lateness {
+    /// What lies between when they came and when they were due.
+    ///
+    /// # Panics
+    /// When there are none.
+    #[track_caller]
+    pub fn between(came_ns: &[u64], due_ns: &[u64]) -> Self {
+        assert_eq!(came_ns.len(), due_ns.len());
+        let off = came_ns
+            .iter()
+            .zip(due_ns)
+            .map(|(came, due)| came.abs_diff(*due));
+        Self::of(off.map(Duration::from_nanos))
+    }
+
+    /// The same between the pauses of `came_ns` and `interval`: for when it is
+    /// not known at which moment the first was due.
+    ///
+    /// # Panics
+    /// When there are none.
+    #[track_caller]
+    pub fn of_pauses(came_ns: &[u64], interval: Duration) -> Self {
+        let pauses = came_ns
+            .windows(2)
+            .map(|pair| Duration::from_nanos(pair[1] - pair[0]));
+        Self::of(pauses.map(|pause| pause.abs_diff(interval)))
+    }
+
+    #[track_caller]
+    fn of(off: impl Iterator<Item = Duration>) -> Self {
+        let mut off: Vec<Duration> = off.collect();
+        off.sort_unstable();
+        let worst = *off.last().unwrap();
+        Self {
+            count: off.len(),
+            median: off[off.len() / 2],
+            worst,
+        }
+    }
+
+    /// Asserts that the median is small. The worst depends on what else the
+    /// machine does.
+    ///
+    /// # Panics
+    /// When it is not.
+    #[track_caller]
+    pub fn assert_close(self) -> Self {
+        assert!(self.median <= CLOSE, "{self}");
+        self
+    }
+}
+
+/// Milliseconds, for what tests print.
+pub fn millis(from_ns: u64, to_ns: u64) -> f64 {
+    (to_ns as f64 - from_ns as f64) / 1e6
+}

@@ -1,0 +1,192 @@
+//! What the programs should decide: the same core, over plain tables.
+
+use super::build::Dial;
+use std::collections::HashMap;
+use throttle_common::{
+    decision::{self, Admission, Again, Context, Deferral, Offer, Verdict},
+    flow::{Attempt, Endpoint, Entry, Flow, FlowKey, Phase},
+    policy::{Daemon, Policy},
+    record::{FRAME_MAX, RecordKind, Tallies, Tally},
+    scope::{Line, Scope},
+    subject::Subject,
+};
+
+/// The tables of the host. One scope, one line.
+pub struct Model {
+    pub policy: Policy,
+    pub daemon: Daemon,
+    pub flows: HashMap<FlowKey, Flow>,
+    endpoints: HashMap<Endpoint, u64>,
+    pub scope: Scope,
+    pub line: Line,
+    pub tallies: Tallies,
+    pub records: Vec<RecordKind>,
+    ifindex: u32,
+    subject: Subject,
+}
+
+impl Model {
+    pub fn new(policy: &Policy, ifindex: u32) -> Self {
+        Self {
+            policy: *policy,
+            daemon: Daemon::default(),
+            flows: HashMap::new(),
+            endpoints: HashMap::new(),
+            scope: Scope::new(),
+            line: Line::new(),
+            tallies: Tallies::default(),
+            records: Vec::new(),
+            ifindex,
+            subject: super::bench::interface(ifindex),
+        }
+    }
+
+    fn count(&mut self, tally: Tally) {
+        self.tallies.0[tally as usize] += 1;
+    }
+
+    pub fn is_known(&self, endpoint: &Endpoint, now_ns: u64) -> bool {
+        self.policy.known_for_ns > 0
+            && self.endpoints.get(endpoint).is_some_and(|&at_ns| {
+                at_ns != 0 && now_ns.saturating_sub(at_ns) < self.policy.known_for_ns
+            })
+    }
+
+    /// A SYN of `dial` leaves in a frame of `frame_len` bytes, `data_len` of them
+    /// data.
+    pub fn syn(&mut self, dial: Dial, data_len: u32, frame_len: usize, now_ns: u64) -> Verdict {
+        let key = dial.key();
+        let (policy, daemon) = (self.policy, self.daemon);
+        let context = Context {
+            policy: &policy,
+            daemon: &daemon,
+            now_ns,
+        };
+        if let Some(flow) = self.flows.get(&key) {
+            if flow.isn == dial.isn {
+                if let Some(verdict) = self.again(&context, &key, frame_len) {
+                    return verdict;
+                }
+            } else {
+                self.end(&key, Tally::Aborted);
+            }
+            self.flows.remove(&key);
+        }
+        let attempt = Attempt {
+            isn: dial.isn,
+            data_len,
+            ifindex: self.ifindex,
+            cookie: 0,
+            scope: self.subject,
+            owner: Subject::default(),
+            too_long: frame_len > FRAME_MAX,
+        };
+        self.scope.retire(&policy, now_ns);
+        self.count(Tally::Attempts);
+        let known = self.is_known(&key.endpoint(), now_ns);
+        let entry = match decision::admit(&context, &self.scope, known) {
+            Admission::Known => Entry::Known,
+            Admission::Counted(place) => Entry::Counted(place),
+            Admission::Full => return self.defer(&context, &key, &attempt),
+            Admission::Unaccountable => panic!("nobody contends here"),
+        };
+        self.flows.insert(key, Flow::new(&attempt, entry, now_ns));
+        if entry == Entry::Known {
+            self.count(Tally::Known);
+        }
+        self.count(Tally::Passed);
+        Verdict::Pass
+    }
+
+    fn again(&mut self, context: &Context<'_>, key: &FlowKey, frame_len: usize) -> Option<Verdict> {
+        let known = self.is_known(&key.endpoint(), context.now_ns);
+        self.scope.retire(context.policy, context.now_ns);
+        let flow = &self.flows[key];
+        let (scope, line, offer) = (&self.scope, Some(&self.line), Offer::Sender);
+        let again = decision::seen_again(context, scope, line, flow, offer, known, self.ifindex);
+        match again {
+            Again::Released => {
+                flow.goes_out();
+                self.count(Tally::Released);
+            }
+            Again::NowCounted => {
+                self.endpoints.insert(key.endpoint(), 0);
+            }
+            Again::HandOver => self.hand_over(key, frame_len),
+            Again::StillDeferred | Again::NotNeeded | Again::HalfOpen => {}
+            Again::Ended => return None,
+        }
+        Some(again.verdict(offer, context.policy.mode(), false))
+    }
+
+    fn hand_over(&mut self, key: &FlowKey, frame_len: usize) {
+        if self.daemon.generation != 0 && frame_len <= FRAME_MAX {
+            self.records.push(RecordKind::Deferred);
+            self.flows[key].hand_to(self.daemon.generation);
+            self.scope.room_seen();
+        }
+    }
+
+    fn defer(&mut self, context: &Context<'_>, key: &FlowKey, attempt: &Attempt) -> Verdict {
+        let episode_begins = match decision::defer(context, &self.scope, &self.line) {
+            Deferral::Unaccountable => panic!("nobody contends here"),
+            Deferral::Overflow { episode_begins } => {
+                self.count(Tally::Overflowed);
+                episode_begins
+            }
+            Deferral::Waits {
+                entry,
+                episode_begins,
+            } => {
+                self.flows.insert(*key, Flow::new(attempt, entry, context.now_ns));
+                self.count(Tally::Deferred);
+                let len = if attempt.too_long { FRAME_MAX + 1 } else { 0 };
+                self.hand_over(key, len);
+                episode_begins
+            }
+        };
+        if episode_begins {
+            self.records.push(RecordKind::LimitReached);
+        }
+        Verdict::Swallow
+    }
+
+    /// A SYN-ACK or RST for `dial` comes in.
+    pub fn answer(&mut self, dial: Dial, ack: u32, how: Tally, now_ns: u64) {
+        let key = dial.key();
+        let Some(flow) = self.flows.get(&key) else {
+            return;
+        };
+        if !decision::acknowledges(flow, ack) || flow.phase() == Phase::Deferred {
+            return;
+        }
+        if how == Tally::Answered {
+            self.endpoints.insert(key.endpoint(), now_ns);
+        }
+        self.end(&key, how);
+        self.flows.remove(&key);
+    }
+
+    /// An ICMP error about `dial` comes in.
+    pub fn error(&mut self, dial: Dial, seq: u32) {
+        let key = dial.key();
+        let Some(flow) = self.flows.get(&key) else {
+            return;
+        };
+        if decision::is_quoted(flow, seq) && flow.phase() != Phase::Deferred {
+            self.end(&key, Tally::Unreachable);
+            self.flows.remove(&key);
+        }
+    }
+
+    fn end(&mut self, key: &FlowKey, how: Tally) {
+        let flow = &self.flows[key];
+        if decision::end(Some(&self.scope), Some(&self.line), flow).is_none() {
+            return;
+        }
+        self.count(how);
+        if self.daemon.generation != 0 && self.scope.should_tell_of_room(&self.policy) {
+            self.records.push(RecordKind::Room);
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Who goes out next: nobody waits behind the dead, and lines take turns.
+
+use std::{ops::Range, time::Duration};
+use throttle_tests::{
+    Capture, Cgroup, Lab, Pace,
+    addresses::dead,
+    dial::{DialProgram, now_ns},
+    timing::millis,
+};
+
+const SOON: Duration = Duration::from_secs(5);
+const PACE: Pace = Pace {
+    limit: 10,
+    per_second: 5,
+};
+/// Three hundred at 5/s are a minute, the default of what waits in a line:
+/// there is to be room for one more.
+const SCANNED: Range<u32> = 100..400;
+const LONG_LINE: &[&str] = &["--max-delay=90s"];
+
+fn scanner(lab: &Lab, cgroup: &Cgroup) -> DialProgram {
+    DialProgram::new(&lab.client)
+        .to(SCANNED.map(dead))
+        .in_cgroup(cgroup)
+}
+
+/// How many attempts of the scanner went out between two moments.
+fn scanned_between(capture: &Capture, from_ns: u64, to_ns: u64) -> usize {
+    let scanned: Vec<_> = SCANNED.map(dead).collect();
+    let frames = capture.so_far();
+    let first = frames.first_syns();
+    let between = first
+        .iter()
+        .filter(|syn| (from_ns..to_ns).contains(&syn.at_ns));
+    between.filter(|syn| scanned.contains(&syn.dst)).count()
+}
+
+#[test]
+fn the_patient_do_not_wait_behind_those_who_gave_up() {
+    let lab = Lab::plain();
+    let cgroup = Cgroup::new("scanner");
+    let _throttle = PACE.throttle(&lab.client, &lab.device, LONG_LINE);
+    let capture = lab.capture();
+    // Somebody else has all the places, so that there is only the queue.
+    let _held = lab.dial((0..10).map(dead));
+    capture.wait_for_attempts(10, SOON);
+
+    let start_ns = now_ns();
+    let scanner = scanner(&lab, &cgroup)
+        .close_after(Duration::from_secs(1))
+        .start();
+    scanner.wait_for(SCANNED.len(), "started", SOON);
+    let patient = DialProgram::new(&lab.client).to([dead(450), dead(451)]);
+    let patient = patient
+        .every(Duration::from_secs(2))
+        .in_cgroup(&cgroup)
+        .start();
+    patient.wait_for(1, "started", SOON);
+    let begun_ns = now_ns();
+    scanner.wait_for(SCANNED.len(), "closed", SOON);
+    let closed_ns = now_ns();
+
+    // The next release is due within 200 ms, and there is nobody else.
+    let syn = capture.wait_for_syn_to(dead(450), SOON);
+    let after_close = millis(closed_ns, syn.at_ns);
+    assert!(
+        after_close < 400.0,
+        "{after_close} ms after the last of them gave up"
+    );
+    let out = scanned_between(&capture, 0, syn.at_ns);
+    assert!(out <= 12, "{out} of the scanner's were out first");
+    eprintln!(
+        "300 attempts gave up after 1 s; the patient one behind them: out {after_close:.0} ms after \
+         that, {:.0} ms after its own start, behind {out} of them",
+        millis(begun_ns, syn.at_ns)
+    );
+
+    // One that comes after them waits for one release.
+    patient.wait_for(2, "started", SOON);
+    let started_ns = now_ns();
+    let syn = capture.wait_for_syn_to(dead(451), SOON);
+    let waited = millis(started_ns, syn.at_ns);
+    assert!(waited < 300.0, "{waited} ms");
+    eprintln!("one that came after them: out after {waited:.0} ms");
+
+    let times: Vec<u64> = capture
+        .finish()
+        .first_syns()
+        .iter()
+        .map(|syn| syn.at_ns)
+        .collect();
+    assert!(times[0] >= start_ns - 1_000_000_000);
+    PACE.assert_line(&times, Duration::ZERO);
+}
+
+#[test]
+fn one_attempt_of_another_program_goes_out_at_the_next_turn() {
+    let lab = Lab::plain();
+    let (scanning, honest) = (Cgroup::new("scanner"), Cgroup::new("honest"));
+    let _throttle = PACE.throttle(&lab.client, &lab.device, LONG_LINE);
+    let capture = lab.capture();
+    let scanner = scanner(&lab, &scanning).start();
+    scanner.wait_for(SCANNED.len(), "started", SOON);
+    capture.wait_for_attempts(12, SOON);
+
+    for n in 450..453 {
+        let program = DialProgram::new(&lab.client)
+            .to([dead(n)])
+            .in_cgroup(&honest)
+            .start();
+        program.wait_for(1, "started", SOON);
+        let started_ns = now_ns();
+        let syn = capture.wait_for_syn_to(dead(n), SOON);
+        let waited = millis(started_ns, syn.at_ns);
+        // One release may have the scanner's turn, the next is its own.
+        let ahead = scanned_between(&capture, started_ns, syn.at_ns);
+        assert!(ahead <= 1, "{ahead} of the scanner's went out first");
+        assert!(waited < 500.0, "{waited} ms");
+        eprintln!("beside a line of 290: out after {waited:.0} ms, {ahead} of the scanner's first");
+    }
+    let times: Vec<u64> = capture
+        .finish()
+        .first_syns()
+        .iter()
+        .map(|syn| syn.at_ns)
+        .collect();
+    PACE.assert_line(&times, Duration::ZERO);
+}
+
+#[test]
+fn a_program_that_is_killed_leaves_its_line_to_others() {
+    let lab = Lab::plain();
+    let cgroup = Cgroup::new("scanner");
+    let _throttle = PACE.throttle(&lab.client, &lab.device, LONG_LINE);
+    let capture = lab.capture();
+    let _held = lab.dial((0..10).map(dead));
+    capture.wait_for_attempts(10, SOON);
+    let scanner = scanner(&lab, &cgroup).start();
+    scanner.wait_for(SCANNED.len(), "started", SOON);
+    let patient = DialProgram::new(&lab.client)
+        .to([dead(450)])
+        .in_cgroup(&cgroup)
+        .start();
+    patient.wait_for(1, "started", SOON);
+    scanner.kill();
+    let killed_ns = now_ns();
+    let syn = capture.wait_for_syn_to(dead(450), SOON);
+    let waited = Duration::from_nanos(syn.at_ns.saturating_sub(killed_ns));
+    assert!(waited < Duration::from_millis(400), "{waited:?}");
+    eprintln!("300 attempts of a killed program ahead: out {waited:?} after its end");
+}
+
+#[test]
+fn a_full_line_sends_the_rest_away_and_loses_nobody() {
+    let lab = Lab::plain();
+    // 5/s for 4 s: twenty wait in a line.
+    let throttle = PACE.throttle(&lab.client, &lab.device, &["--max-delay=4s"]);
+    let capture = lab.capture();
+    let attempts = lab.dial((0..60).map(dead));
+    // Those who were sent away ask again as TCP does, after 1, 2, 3, 4, 5, 7,
+    // 11 s, and find room in the line.
+    let syns = capture.wait_for_attempts(60, Duration::from_secs(30));
+    assert!(attempts.failed().is_empty());
+    let times: Vec<u64> = syns.iter().map(|syn| syn.at_ns).collect();
+    PACE.assert_line(&times, Duration::ZERO);
+    let counts = throttle_tests::throttle_cmd::tallies(&throttle.stop(), &lab.device);
+    assert!(counts["overflowed"] >= 30, "{counts:?}");
+    assert_eq!(counts["released"], 50, "{counts:?}");
+    eprintln!(
+        "a line of 20, 60 attempts: all out after {:.1} s, {counts:?}",
+        millis(times[0], times[59]) / 1e3
+    );
+}
