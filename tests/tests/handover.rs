@@ -36,24 +36,36 @@ fn with_two_keepers(lab: &Lab, work: impl FnOnce() + Send, seconds: u64) {
                         ..Settings::default()
                     };
                     let mut output = Output::new(std::io::sink(), Format::Text, Host::this());
-                    let mut throttle =
-                        Throttle::start(&[interface], settings, Hook::Auto).await.unwrap();
+                    let mut throttle = Throttle::start(&[interface], settings, Hook::Auto)
+                        .await
+                        .unwrap();
                     deferred.send(()).unwrap();
                     let waiting = |throttle: &Throttle| {
-                        throttle.maps().scopes().map(|(_, s)| s.queued.total()).sum::<u64>()
+                        throttle
+                            .maps()
+                            .scopes()
+                            .map(|(_, s)| s.queued.total())
+                            .sum::<u64>()
                     };
                     let all_wait = async {
                         while waiting(&throttle) < 10 {
-                            let slice = timeout(Duration::from_millis(20), throttle.run(&mut output));
+                            let slice =
+                                timeout(Duration::from_millis(20), throttle.run(&mut output));
                             assert!(slice.await.is_err(), "it ended");
                         }
                     };
-                    timeout(Duration::from_secs(20), all_wait).await.expect("ten to be deferred");
+                    timeout(Duration::from_secs(20), all_wait)
+                        .await
+                        .expect("ten to be deferred");
                     assert_eq!(waiting(&throttle), 10);
 
                     throttle.renew_keeper().unwrap();
                     throttle
-                        .change(Settings { limit: 5, rate: Rate::per_second(5), ..Settings::default() })
+                        .change(Settings {
+                            limit: 5,
+                            rate: Rate::per_second(5),
+                            ..Settings::default()
+                        })
                         .unwrap();
                     let second = Duration::from_secs(seconds);
                     let _ = timeout(second, throttle.run(&mut output)).await;

@@ -10,7 +10,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::signal::{
-        Signal::{self, SIGINT, SIGKILL, SIGTERM},
+        Signal::{self, SIGHUP, SIGINT, SIGKILL, SIGTERM},
         kill,
     },
     unistd::Pid,
@@ -29,13 +29,8 @@ use std::{
     time::Duration,
 };
 use throttle_tests::{
-    Lab, Namespace, Throttle,
-    addresses::dead,
-    hooks::HookState,
-    process::Finished,
-    throttle_cmd::Running,
-    wait::wait_at_most,
-    wait_for, wait_until,
+    Lab, Namespace, Throttle, addresses::dead, hooks::HookState, process::Finished,
+    throttle_cmd::Running, wait::wait_at_most, wait_for, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -98,6 +93,7 @@ fn assert_says(finished: &Finished, code: Option<i32>, parts: &[&str]) {
     for part in parts {
         assert!(stderr.contains(part), "{line}: no {part:?} in:\n{stderr}");
     }
+    assert!(stderr.lines().count() < 20, "too much to read:\n{stderr}");
     assert!(!stderr.contains("panicked"), "{line}\n{stderr}");
     assert!(!stderr.contains("Error {"), "{line}\n{stderr}");
 }
@@ -155,7 +151,10 @@ impl Held {
     fn await_gone(&self) {
         let gone = wait_at_most(FREED_WITHIN, || (self.left().count() == 0).then_some(()));
         let left = self.left();
-        assert!(gone.is_some(), "after {FREED_WITHIN:?} there is still {left:?}");
+        assert!(
+            gone.is_some(),
+            "after {FREED_WITHIN:?} there is still {left:?}"
+        );
     }
 }
 
@@ -168,9 +167,8 @@ fn existing(next_id: u32) -> BTreeSet<u32> {
         // start_id, next_id, open_flags
         let mut attr = [id, 0, 0];
         // SAFETY: attribute and length belong together.
-        let found = unsafe {
-            libc::syscall(libc::SYS_bpf, next_id, &raw mut attr, size_of_val(&attr))
-        };
+        let found =
+            unsafe { libc::syscall(libc::SYS_bpf, next_id, &raw mut attr, size_of_val(&attr)) };
         (found == 0).then_some(attr[1])
     };
     std::iter::successors(next(0), |&id| next(id)).collect()
@@ -190,7 +188,10 @@ impl AtWork {
         let before = HookState::of(namespace);
         let running = Throttle::start(namespace, args);
         let held = Held::by(running.pid());
-        assert!(held.programs.len() >= 6 && held.maps.len() >= 10, "{held:?}");
+        assert!(
+            held.programs.len() >= 6 && held.maps.len() >= 10,
+            "{held:?}"
+        );
         assert!(held.left().count() > 10, "what is held exists");
         assert_ne!(HookState::of(namespace), before, "nothing is attached");
         Self {
@@ -236,15 +237,24 @@ fn settings_that_make_no_sense_are_refused_with_what_to_write() {
         (&["--rate", "100001/s"], &["--rate", "the most is 100000/s"]),
         (&["--rate="], &["--rate", "10/s"]),
         (&["--attempt-timeout", "30"], &["--attempt-timeout", "30s"]),
-        (&["--attempt-timeout", "0s"], &["--attempt-timeout", "from 1s"]),
-        (&["--attempt-timeout", "2days"], &["--attempt-timeout", "1day"]),
+        (
+            &["--attempt-timeout", "0s"],
+            &["--attempt-timeout", "from 1s"],
+        ),
+        (
+            &["--attempt-timeout", "2days"],
+            &["--attempt-timeout", "1day"],
+        ),
         (&["--max-delay", "500ms"], &["--max-delay", "from 1s"]),
         (&["--max-delay", "soon"], &["--max-delay", "30s"]),
         (&["--known-for", "5"], &["--known-for", "30s"]),
         (&["--known-for", "2days"], &["--known-for", "1day"]),
         (&["--mode", "off"], &["--mode", "enforce", "monitor"]),
         (&["--hook", "xdp"], &["--hook", "auto", "tcx", "clsact"]),
-        (&["--direction", "both"], &["--direction", "egress", "ingress"]),
+        (
+            &["--direction", "both"],
+            &["--direction", "egress", "ingress"],
+        ),
         (&["--pacing", "none"], &["--pacing", "auto", "resend"]),
         (&["-o", "xml"], &["--output", "json", "text"]),
         (&["--limits", "5"], &["--limits", "--limit"]),
@@ -262,7 +272,11 @@ fn settings_that_make_no_sense_are_refused_with_what_to_write() {
 fn a_run_without_an_interface_is_refused() {
     let namespace = namespace(&[]);
     assert_says(&refused(&namespace, &[]), USAGE, &["--interface <IFACE>"]);
-    assert_says(&refused(&namespace, &["-i"]), USAGE, &["--interface <IFACE>"]);
+    assert_says(
+        &refused(&namespace, &["-i"]),
+        USAGE,
+        &["--interface <IFACE>"],
+    );
 }
 
 #[test]
@@ -293,7 +307,11 @@ fn a_name_that_no_interface_can_have_is_named() {
     for name in ["", "an-interface-with-a-long-name", "a/b"] {
         let finished = refused(&namespace, &["-i", name]);
         let named = format!("interface {name}");
-        assert_says(&finished, USAGE, &[&named, "cannot be the name", "`ip link`"]);
+        assert_says(
+            &finished,
+            USAGE,
+            &[&named, "cannot be the name", "`ip link`"],
+        );
     }
 }
 
@@ -328,8 +346,7 @@ fn add_radio(namespace: &Namespace, name: &str) -> OwnedFd {
         }
         request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI).unwrap();
         // SAFETY: TUNSETIFF takes an ifreq.
-        let made =
-            unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+        let made = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
         assert_eq!(made, 0, "{}", io::Error::last_os_error());
         // SAFETY: TUNSETLINK takes a number.
         let set = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETLINK, RADIOTAP) };
@@ -342,7 +359,11 @@ fn add_radio(namespace: &Namespace, name: &str) -> OwnedFd {
 fn an_interface_whose_frames_cannot_be_read_is_refused() {
     let namespace = namespace(&["eth0"]);
     let _radio = add_radio(&namespace, "radio0");
-    let parts = ["interface radio0", "Ethernet and plain IP only", "Attach to"];
+    let parts = [
+        "interface radio0",
+        "Ethernet and plain IP only",
+        "Attach to",
+    ];
     assert_says(&refused(&namespace, &["-i", "radio0"]), FAILED, &parts);
     for hook in HOOKS {
         let args = ["-i", "eth0", "-i", "radio0", "--hook", hook];
@@ -403,7 +424,13 @@ fn without_privilege_it_says_which_it_needs() {
             .args(["run", "-i", "eth0", "-o", "json", "--hook", hook])
             .as_user(NOBODY)
             .output();
-        let parts = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON", "root"];
+        let parts = [
+            "CAP_BPF",
+            "CAP_NET_ADMIN",
+            "CAP_NET_RAW",
+            "CAP_PERFMON",
+            "root",
+        ];
         assert_says(&finished, PRIVILEGE, &parts);
         assert_eq!(finished.stdout, "");
         assert_eq!(HookState::of(&namespace), before);
@@ -414,6 +441,31 @@ fn without_privilege_it_says_which_it_needs() {
         .as_user(NOBODY)
         .output();
     assert_eq!(finished.code(), OK, "an explanation needs no privilege");
+}
+
+#[test]
+fn each_missing_capability_is_told_from_a_failure() {
+    let namespace = namespace(&["eth0"]);
+    // CAP_SYS_ADMIN stands in for all but the first.
+    for lacking in [
+        "-net_raw",
+        "-net_admin,-sys_admin",
+        "-bpf,-sys_admin",
+        "-perfmon,-sys_admin",
+    ] {
+        for hook in HOOKS {
+            let before = HookState::of(&namespace);
+            let finished = namespace
+                .program("setpriv")
+                .args(["--bounding-set", lacking, "--inh-caps", lacking, "--"])
+                .arg(Throttle::path())
+                .args(["run", "-i", "eth0", "-o", "json", "--hook", hook])
+                .output();
+            assert_says(&finished, PRIVILEGE, &["CAP_PERFMON", "run it as root"]);
+            assert_eq!(finished.stdout, "");
+            assert_eq!(HookState::of(&namespace), before, "{lacking}");
+        }
+    }
 }
 
 // ---- kernels that lack something ------------------------------------------
@@ -568,7 +620,10 @@ fn when_its_interface_vanishes_it_ends_and_leaves_nothing() {
         );
         assert_eq!(finished.stdout, "");
         let state = HookState::of(&namespace);
-        assert!(state.tcx.is_empty() && state.filters.is_empty(), "{state:?}");
+        assert!(
+            state.tcx.is_empty() && state.filters.is_empty(),
+            "{state:?}"
+        );
         held.await_gone();
     }
 }
@@ -582,7 +637,10 @@ fn when_its_interface_moves_away_it_ends_and_leaves_nothing() {
         assert_says(&running.wait(SOON), FAILED, &["interface eth0 vanished"]);
         for end in [&here, &there] {
             let state = HookState::of(end);
-            assert!(state.tcx.is_empty() && state.filters.is_empty(), "{state:?}");
+            assert!(
+                state.tcx.is_empty() && state.filters.is_empty(),
+                "{state:?}"
+            );
         }
         held.await_gone();
     }
@@ -593,8 +651,7 @@ fn when_one_of_two_interfaces_vanishes_the_other_stays_attached() {
     for hook in HOOKS {
         let namespace = namespace(&["eth0", "eth1"]);
         let before = HookState::of(&namespace);
-        let mut at_work =
-            AtWork::start(&namespace, &["-i", "eth0", "-i", "eth1", "--hook", hook]);
+        let mut at_work = AtWork::start(&namespace, &["-i", "eth0", "-i", "eth1", "--hook", hook]);
         namespace.ip("link delete eth0");
         let log = at_work.running.wait_log("interface eth0 vanished", SOON);
         assert!(log.contains("still attached to eth1"), "{log}");
@@ -625,7 +682,9 @@ fn rename(namespace: &Namespace, from: &str, to: &str) {
     for neighbour in neighbours.lines().filter(|line| !line.contains("::")) {
         let words: Vec<&str> = neighbour.split_whitespace().collect();
         let (address, mac) = (words[0], words[2]);
-        namespace.ip(&format!("neigh replace {address} lladdr {mac} dev {to} nud permanent"));
+        namespace.ip(&format!(
+            "neigh replace {address} lladdr {mac} dev {to} nud permanent"
+        ));
     }
 }
 
@@ -633,7 +692,9 @@ fn rename(namespace: &Namespace, from: &str, to: &str) {
 fn an_interface_may_go_down_and_up_and_change_its_name() {
     for hook in HOOKS {
         let lab = Lab::plain();
-        let args = ["-i", "eth0", "--limit", "2", "--rate", "1/m", "--hook", hook];
+        let args = [
+            "-i", "eth0", "--limit", "2", "--rate", "1/m", "--hook", hook,
+        ];
         let AtWork {
             before,
             held,
@@ -658,7 +719,7 @@ fn an_interface_may_go_down_and_up_and_change_its_name() {
 #[test]
 fn a_signal_ends_it_with_nothing_left_behind() {
     for hook in HOOKS {
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
             let namespace = namespace(&["eth0", "eth1"]);
             let args = ["-i", "eth0", "-i", "eth1", "--hook", hook];
             let finished = AtWork::start(&namespace, &args).end_by(signal);
@@ -683,7 +744,11 @@ fn a_signal_while_it_starts_leaves_nothing_behind() {
             thread::sleep(usual * part / 10);
             process.signal(SIGTERM);
             wait_until("it to end", SOON, || process.ended().is_some());
-            assert_eq!(HookState::of(&namespace), before, "after {part}/10 of its start");
+            assert_eq!(
+                HookState::of(&namespace),
+                before,
+                "after {part}/10 of its start"
+            );
         }
     }
 }
@@ -700,7 +765,9 @@ fn killed_outright_it_leaves_nothing_at_tcx() {
 #[test]
 fn killed_outright_it_leaves_filters_at_clsact_that_let_everything_pass() {
     let lab = Lab::plain();
-    let args = ["-i", "eth0", "--limit", "2", "--rate", "1/m", "--hook", "clsact"];
+    let args = [
+        "-i", "eth0", "--limit", "2", "--rate", "1/m", "--hook", "clsact",
+    ];
     let at_work = AtWork::start(&lab.client, &args);
     let capture = lab.capture();
     let _held_back = lab.dial((0..6).map(dead));
@@ -764,7 +831,10 @@ fn a_clsact_qdisc_that_somebody_else_uses_meanwhile_stays() {
         let [filters] = after.filters.values().collect::<Vec<_>>()[..] else {
             panic!("not one filter: {after:?}")
         };
-        assert!(filters.contains("pref 7") && !filters.contains("ether"), "{filters}");
+        assert!(
+            filters.contains("pref 7") && !filters.contains("ether"),
+            "{filters}"
+        );
         held.await_gone();
     }
 }
@@ -799,18 +869,27 @@ fn it_ends_quietly_when_nobody_reads_its_events() {
             .program("bash")
             .args(["-c", r#"exec "$0" "$@" > >(exec true)"#])
             .arg(Throttle::path())
-            .args(["run", "-i", "eth0", "-o", "json", "--limit", "2", "--hook", hook])
+            .args([
+                "run", "-i", "eth0", "-o", "json", "--limit", "2", "--hook", hook,
+            ])
             .env("RUST_LOG", "info")
             .start();
         wait_until("throttle to be at work", SOON, || {
-            process.stderr().iter().any(|line| line.contains("attached"))
+            process
+                .stderr()
+                .iter()
+                .any(|line| line.contains("attached"))
         });
         let held = Held::by(process.pid());
         let _attempts = lab.dial((0..5).map(dead));
         wait_until("throttle to end", SOON, || process.ended().is_some());
         let finished = process.wait(SOON);
         assert_says(&finished, OK, &["detached"]);
-        assert!(!finished.stderr.to_lowercase().contains("pipe"), "{}", finished.stderr);
+        assert!(
+            !finished.stderr.to_lowercase().contains("pipe"),
+            "{}",
+            finished.stderr
+        );
         AtWork::assert_left_nothing(&before, &lab.client, &held);
     }
 }
@@ -863,7 +942,9 @@ fn an_explanation_that_nobody_reads_is_no_failure() {
 fn help_and_version_go_to_stdout() {
     let namespace = Namespace::new("help");
     for args in [&["--help"][..], &["run", "--help"], &["--version"]] {
-        let finished = Throttle::command(&namespace, args).output().expect_success();
+        let finished = Throttle::command(&namespace, args)
+            .output()
+            .expect_success();
         assert!(finished.stdout.contains("throttle"), "{}", finished.stdout);
         assert_eq!(finished.stderr, "");
     }

@@ -84,13 +84,19 @@ impl<const N: usize> Default for Counter<N> {
 
 impl<const N: usize> Counter<N> {
     const SLOT_MASK: usize = {
-        assert!(N.is_power_of_two() && N <= 256, "a slot must fit its mask and a place");
+        assert!(
+            N.is_power_of_two() && N <= 256,
+            "a slot must fit its mask and a place"
+        );
         N - 1
     };
 
     /// The slot of a label's epoch.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves eight bits at most")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the mask leaves eight bits at most"
+    )]
     const fn slot_of(label: Label) -> usize {
         (label.epoch() & Self::SLOT_MASK as u64) as usize
     }
@@ -98,7 +104,11 @@ impl<const N: usize> Counter<N> {
     /// A counter of nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { total: Word::new(0), swept_at_ns: Word::new(0), ring: [const { Word::new(0) }; N] }
+        Self {
+            total: Word::new(0),
+            swept_at_ns: Word::new(0),
+            ring: [const { Word::new(0) }; N],
+        }
     }
 
     /// How `span_ns` is cut for a counter of this size.
@@ -195,7 +205,11 @@ impl<const N: usize> Counter<N> {
     fn file_in(&self, slot: usize, label: Label) -> Filing {
         let word = &self.ring[slot & Self::SLOT_MASK];
         let bucket = Bucket(word.load());
-        let count = if bucket.label() == label { bucket.count() } else { 0 };
+        let count = if bucket.label() == label {
+            bucket.count()
+        } else {
+            0
+        };
         if (bucket.label() != label && bucket.count() > 0) || count == BUCKET_MAX {
             return Filing::Occupied;
         }
@@ -295,30 +309,52 @@ mod kernel {
             extern "C" fn $file(counter: *const Counter<$slots>, label: u64) -> u64 {
                 // SAFETY: NULL, or a value of a map, which the verifier checks
                 // at each call.
-                let Some(counter) = (unsafe { counter.as_ref() }) else { return 0 };
-                counter.file_now(Label::from_bits(label)).map_or(0, Place::bits)
+                let Some(counter) = (unsafe { counter.as_ref() }) else {
+                    return 0;
+                };
+                counter
+                    .file_now(Label::from_bits(label))
+                    .map_or(0, Place::bits)
             }
 
             #[unsafe(no_mangle)]
             #[inline(never)]
             extern "C" fn $end(counter: *const Counter<$slots>, place: u64) -> u64 {
                 // SAFETY: as above.
-                let Some(counter) = (unsafe { counter.as_ref() }) else { return 0 };
+                let Some(counter) = (unsafe { counter.as_ref() }) else {
+                    return 0;
+                };
                 Place::from_bits(place).map_or(0, |place| u64::from(counter.end_now(place)))
             }
 
             #[unsafe(no_mangle)]
             #[inline(never)]
-            extern "C" fn $sweep(counter: *const Counter<$slots>, span_ns: u64, now_ns: u64) -> u64 {
+            extern "C" fn $sweep(
+                counter: *const Counter<$slots>,
+                span_ns: u64,
+                now_ns: u64,
+            ) -> u64 {
                 // SAFETY: as above.
-                let Some(counter) = (unsafe { counter.as_ref() }) else { return 0 };
+                let Some(counter) = (unsafe { counter.as_ref() }) else {
+                    return 0;
+                };
                 counter.sweep_now(Window::new(span_ns, $slots), now_ns)
             }
         };
     }
 
-    global_functions!(SCOPE_SLOTS, scope_counter_file, scope_counter_end, scope_counter_sweep);
-    global_functions!(LINE_SLOTS, line_counter_file, line_counter_end, line_counter_sweep);
+    global_functions!(
+        SCOPE_SLOTS,
+        scope_counter_file,
+        scope_counter_end,
+        scope_counter_sweep
+    );
+    global_functions!(
+        LINE_SLOTS,
+        line_counter_file,
+        line_counter_end,
+        line_counter_sweep
+    );
 
     #[inline(always)]
     pub(super) fn file<const N: usize>(counter: &Counter<N>, label: Label) -> Option<Place> {
@@ -410,7 +446,9 @@ mod tests {
     #[test]
     fn a_changed_span_keeps_the_old_units_and_finds_room_for_new_ones() {
         let counter = Ring::new();
-        let old: Vec<_> = (0..28).map(|s| take(&counter, 100, s * NANOS_PER_SEC)).collect();
+        let old: Vec<_> = (0..28)
+            .map(|s| take(&counter, 100, s * NANOS_PER_SEC))
+            .collect();
         let shorter = Ring::window(10 * NANOS_PER_SEC);
         let now = 28 * NANOS_PER_SEC;
         let place = counter.put(shorter, now).expect("a slot is free");

@@ -73,7 +73,10 @@ pub fn admit(context: &Context<'_>, scope: &Scope, endpoint_is_known: bool) -> A
         return Admission::Full;
     }
     let window = Scope::half_open_window(context.policy);
-    match scope.half_open.take(context.policy.limit, window, context.now_ns) {
+    match scope
+        .half_open
+        .take(context.policy.limit, window, context.now_ns)
+    {
         Taken::Place(place) => Admission::Counted(place),
         Taken::Full => Admission::Full,
         Taken::Contended => Admission::Unaccountable,
@@ -110,7 +113,9 @@ pub fn defer(context: &Context<'_>, scope: &Scope, line: &Line) -> Deferral {
     let line_place = match line.queued.take(policy.line_capacity, line_window, now_ns) {
         Taken::Place(place) => place,
         Taken::Full => {
-            return Deferral::Overflow { episode_begins: scope.press(someone_waits, now_ns) };
+            return Deferral::Overflow {
+                episode_begins: scope.press(someone_waits, now_ns),
+            };
         }
         Taken::Contended => return Deferral::Unaccountable,
     };
@@ -139,7 +144,11 @@ pub fn undo(scope: &Scope, line: Option<&Line>, entry: Entry) {
         Entry::Counted(place) => {
             scope.half_open.end(place);
         }
-        Entry::Deferred { queue, line: line_place, .. } => {
+        Entry::Deferred {
+            queue,
+            line: line_place,
+            ..
+        } => {
             scope.queued.end(queue);
             if let Some(line) = line {
                 line.queued.end(line_place);
@@ -201,13 +210,24 @@ pub fn seen_again(
         },
         // On a second device it is the copy that was released on the first.
         Phase::Counted(_) | Phase::Known if offer == Offer::Daemon => {
-            if ifindex == flow.ifindex { Again::NotNeeded } else { Again::HalfOpen }
+            if ifindex == flow.ifindex {
+                Again::NotNeeded
+            } else {
+                Again::HalfOpen
+            }
         }
         Phase::Counted(_) => Again::HalfOpen,
         Phase::Known => become_counted(context, scope, flow, word, ifindex),
-        Phase::Deferred => {
-            offered(context, scope, line, flow, word, offer, endpoint_is_known, ifindex)
-        }
+        Phase::Deferred => offered(
+            context,
+            scope,
+            line,
+            flow,
+            word,
+            offer,
+            endpoint_is_known,
+            ifindex,
+        ),
     }
 }
 
@@ -233,7 +253,10 @@ fn become_counted(
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "split off from one function, inlined into it")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "split off from one function, inlined into it"
+)]
 fn offered(
     context: &Context<'_>,
     scope: &Scope,
@@ -252,8 +275,8 @@ fn offered(
             if context.daemon_is_alive() && !endpoint_is_known && flow.too_long == 0 {
                 // A frame that was handed over for another device is of no use
                 // when the route has changed.
-                let is_handed = flow.handed_to() == context.daemon.generation
-                    && flow.ifindex == ifindex;
+                let is_handed =
+                    flow.handed_to() == context.daemon.generation && flow.ifindex == ifindex;
                 return if is_handed {
                     Again::StillDeferred
                 } else {
@@ -322,14 +345,22 @@ fn renew(context: &Context<'_>, scope: &Scope, line: Option<&Line>, flow: &Flow)
     if let Some(old) = queue_place
         && let Some(fresh) = scope.queued.put(Scope::queue_window(policy), now_ns)
     {
-        let spare = if flow.renew_queue_place(old, fresh) { old } else { fresh };
+        let spare = if flow.renew_queue_place(old, fresh) {
+            old
+        } else {
+            fresh
+        };
         scope.queued.end(spare);
     }
     if let Some(line) = line
         && let Some(old) = line_place
         && let Some(fresh) = line.queued.put(Line::window(policy), now_ns)
     {
-        let spare = if flow.renew_line_place(old, fresh) { old } else { fresh };
+        let spare = if flow.renew_line_place(old, fresh) {
+            old
+        } else {
+            fresh
+        };
         line.queued.end(spare);
     }
 }
@@ -359,7 +390,11 @@ impl Again {
         match (self, offer) {
             // Where the original passed, the daemon's copy must not.
             (Self::Released, Offer::Daemon) => {
-                if was_on_wire { Verdict::Swallow } else { Verdict::Pass }
+                if was_on_wire {
+                    Verdict::Swallow
+                } else {
+                    Verdict::Pass
+                }
             }
             (Self::HalfOpen | Self::NowCounted | Self::Released | Self::Ended, _) => Verdict::Pass,
             (Self::NotNeeded, _) => Verdict::Swallow,

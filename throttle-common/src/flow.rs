@@ -26,7 +26,11 @@ impl FlowKey {
     #[inline(always)]
     #[must_use]
     pub const fn endpoint(&self) -> Endpoint {
-        Endpoint { address: self.destination, port: self.destination_port, reserved: [0; 2] }
+        Endpoint {
+            address: self.destination,
+            port: self.destination_port,
+            reserved: [0; 2],
+        }
     }
 }
 
@@ -189,9 +193,11 @@ impl Flow {
         let (phase, queue_place, line_place, on_wire) = match entry {
             Entry::Counted(place) => (Phase::Counted(place), 0, 0, true),
             Entry::Known => (Phase::Known, 0, 0, true),
-            Entry::Deferred { queue, line, on_wire } => {
-                (Phase::Deferred, queue.bits(), line.bits(), on_wire)
-            }
+            Entry::Deferred {
+                queue,
+                line,
+                on_wire,
+            } => (Phase::Deferred, queue.bits(), line.bits(), on_wire),
         };
         Self {
             phase: Word::new(PhaseWord::new(phase, Self::nonce(of.isn, now_ns)).0),
@@ -240,7 +246,10 @@ impl Flow {
     /// hands them in.
     #[inline(always)]
     pub fn take_queue_places(&self) -> (Option<Place>, Option<Place>) {
-        (Place::from_bits(self.queue_place.swap(0)), Place::from_bits(self.line_place.swap(0)))
+        (
+            Place::from_bits(self.queue_place.swap(0)),
+            Place::from_bits(self.line_place.swap(0)),
+        )
     }
 
     /// Exchanges the receipt in the queue for a fresh one; `false` if it has
@@ -259,7 +268,10 @@ impl Flow {
     /// The receipts of its places in queue and line, to look at.
     #[inline(always)]
     pub fn queue_places(&self) -> (Option<Place>, Option<Place>) {
-        (Place::from_bits(self.queue_place.load()), Place::from_bits(self.line_place.load()))
+        (
+            Place::from_bits(self.queue_place.load()),
+            Place::from_bits(self.line_place.load()),
+        )
     }
 
     /// Whether a packet of it went out.

@@ -109,7 +109,9 @@ const TCP_FLAG_ACK: u8 = 0x10;
 pub fn headers<P: Packet + ?Sized>(packet: &P, link: Link) -> Headers {
     match link {
         Link::Ip => {
-            let Some([first]) = packet.load::<1>(0) else { return Headers::Unparsed };
+            let Some([first]) = packet.load::<1>(0) else {
+                return Headers::Unparsed;
+            };
             match first >> 4 {
                 4 => ipv4(packet, 0, true),
                 6 => ipv6(packet, 0, true),
@@ -146,7 +148,9 @@ pub fn headers<P: Packet + ?Sized>(packet: &P, link: Link) -> Headers {
 /// bytes that were not quoted.
 #[inline(always)]
 fn ipv4<P: Packet + ?Sized>(packet: &P, offset: u32, whole: bool) -> Headers {
-    let Some(ip) = packet.load::<20>(offset) else { return Headers::Unparsed };
+    let Some(ip) = packet.load::<20>(offset) else {
+        return Headers::Unparsed;
+    };
     let transport = match ip[9] {
         IPPROTO_TCP => Transport::Tcp,
         IPPROTO_ICMP => Transport::Icmp,
@@ -172,7 +176,9 @@ fn ipv4<P: Packet + ?Sized>(packet: &P, offset: u32, whole: bool) -> Headers {
 
 #[inline(always)]
 fn ipv6<P: Packet + ?Sized>(packet: &P, offset: u32, whole: bool) -> Headers {
-    let Some(ip) = packet.load::<8>(offset) else { return Headers::Unparsed };
+    let Some(ip) = packet.load::<8>(offset) else {
+        return Headers::Unparsed;
+    };
     if ip[0] >> 4 != 6 {
         return Headers::Unparsed;
     }
@@ -185,7 +191,9 @@ fn ipv6<P: Packet + ?Sized>(packet: &P, offset: u32, whole: bool) -> Headers {
             IPPROTO_TCP => Transport::Tcp,
             IPPROTO_ICMPV6 => Transport::Icmp,
             IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS | IPPROTO_AH | IPPROTO_FRAGMENT => {
-                let Some(extension) = packet.load::<4>(at) else { return Headers::Unparsed };
+                let Some(extension) = packet.load::<4>(at) else {
+                    return Headers::Unparsed;
+                };
                 let len = match next {
                     IPPROTO_FRAGMENT => {
                         if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
@@ -265,7 +273,11 @@ pub fn kind<P: Packet + ?Sized>(packet: &P, layout: &Layout) -> Kind {
                 (Family::V4, [3 | 11 | 12, _]) | (Family::V6, [1 | 3 | 4, _]) => true,
                 (Family::V4 | Family::V6, _) => false,
             };
-            if is_error { Kind::IcmpError } else { Kind::Other }
+            if is_error {
+                Kind::IcmpError
+            } else {
+                Kind::Other
+            }
         }
     }
 }
@@ -301,7 +313,9 @@ pub struct Quote {
 
 #[inline(always)]
 const fn mapped(a: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]]
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3],
+    ]
 }
 
 /// Source and destination address.
@@ -401,7 +415,9 @@ pub fn quote<P: Packet + ?Sized>(packet: &P, layout: &Layout) -> Quoted {
     if inner.transport_offset + 8 > layout.end {
         return Quoted::Unparsed;
     }
-    let Some(tcp) = packet.load::<8>(inner.transport_offset) else { return Quoted::Unparsed };
+    let Some(tcp) = packet.load::<8>(inner.transport_offset) else {
+        return Quoted::Unparsed;
+    };
     let Some((source, destination)) = addresses(packet, inner.family, inner.network_offset) else {
         return Quoted::Unparsed;
     };

@@ -20,7 +20,10 @@
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
 #![cfg_attr(
     target_arch = "bpf",
-    expect(internal_features, reason = "the BPF target has no stable atomics that return a value")
+    expect(
+        internal_features,
+        reason = "the BPF target has no stable atomics that return a value"
+    )
 )]
 
 pub mod counter;

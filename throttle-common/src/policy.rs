@@ -42,7 +42,11 @@ impl Policy {
     #[inline(always)]
     #[must_use]
     pub const fn mode(&self) -> Mode {
-        if self.mode == Mode::Enforce as u32 { Mode::Enforce } else { Mode::Monitor }
+        if self.mode == Mode::Enforce as u32 {
+            Mode::Enforce
+        } else {
+            Mode::Monitor
+        }
     }
 
     /// How many attempts a line holds: what is released in `max_delay_ns`.

@@ -53,7 +53,9 @@ impl Releases {
     /// Releases of which none has been given.
     #[must_use]
     pub const fn new() -> Self {
-        Self { next_ns: Word::new(0) }
+        Self {
+            next_ns: Word::new(0),
+        }
     }
 
     /// The time from which the next release may be given.
@@ -67,7 +69,11 @@ impl Releases {
     /// than the one in force. Such an offer has the plan brought forward.
     #[must_use]
     pub const fn offer_at_ns(next_ns: u64, interval_ns: u64, now_ns: u64) -> u64 {
-        if next_ns > now_ns.saturating_add(interval_ns) { 0 } else { next_ns }
+        if next_ns > now_ns.saturating_add(interval_ns) {
+            0
+        } else {
+            next_ns
+        }
     }
 
     /// An attempt begins to wait in an empty queue: the next release comes one
@@ -98,10 +104,17 @@ impl Releases {
                 return None;
             }
             let earliest = now_ns.saturating_sub(burst_ns);
-            let from_ns = if before_ns > earliest { before_ns } else { earliest };
+            let from_ns = if before_ns > earliest {
+                before_ns
+            } else {
+                earliest
+            };
             let after_ns = from_ns.saturating_add(interval_ns);
             if self.next_ns.replace(held_ns, after_ns) {
-                return Some(Release { before_ns: from_ns, after_ns });
+                return Some(Release {
+                    before_ns: from_ns,
+                    after_ns,
+                });
             }
         }
         None
@@ -136,8 +149,15 @@ mod tests {
         let releases = Releases::new();
         let start = 7 * NANOS_PER_SEC;
         releases.begin(INTERVAL, start);
-        assert_eq!(releases.give(INTERVAL, INTERVAL, start + INTERVAL - 1), None);
-        assert!(releases.give(INTERVAL, INTERVAL, start + INTERVAL).is_some());
+        assert_eq!(
+            releases.give(INTERVAL, INTERVAL, start + INTERVAL - 1),
+            None
+        );
+        assert!(
+            releases
+                .give(INTERVAL, INTERVAL, start + INTERVAL)
+                .is_some()
+        );
         assert_eq!(releases.give(INTERVAL, INTERVAL, start + INTERVAL), None);
     }
 
@@ -148,7 +168,12 @@ mod tests {
         for turn in 1..=100u64 {
             // Always 3 ms late, and yet the hundredth is 3 ms late, not 300.
             let now = turn * INTERVAL + 3 * NANOS_PER_MILLI;
-            assert!(releases.give(INTERVAL, daemon_burst_ns(INTERVAL), now).is_some(), "{turn}");
+            assert!(
+                releases
+                    .give(INTERVAL, daemon_burst_ns(INTERVAL), now)
+                    .is_some(),
+                "{turn}"
+            );
         }
     }
 
@@ -164,12 +189,19 @@ mod tests {
         let releases = Releases::new();
         releases.begin(60 * NANOS_PER_SEC, 0);
         assert_eq!(releases.give(INTERVAL, INTERVAL, NANOS_PER_SEC), None);
-        assert!(releases.give(INTERVAL, INTERVAL, NANOS_PER_SEC + INTERVAL).is_some());
+        assert!(
+            releases
+                .give(INTERVAL, INTERVAL, NANOS_PER_SEC + INTERVAL)
+                .is_some()
+        );
     }
 
     #[test]
     fn a_plan_by_a_longer_interval_is_worth_an_offer_at_once() {
-        assert_eq!(Releases::offer_at_ns(60 * NANOS_PER_SEC, INTERVAL, NANOS_PER_SEC), 0);
+        assert_eq!(
+            Releases::offer_at_ns(60 * NANOS_PER_SEC, INTERVAL, NANOS_PER_SEC),
+            0
+        );
         let soon = NANOS_PER_SEC + INTERVAL;
         assert_eq!(Releases::offer_at_ns(soon, INTERVAL, NANOS_PER_SEC), soon);
     }

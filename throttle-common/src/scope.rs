@@ -67,7 +67,8 @@ impl Scope {
     #[inline(always)]
     pub fn retire(&self, policy: &Policy, now_ns: u64) -> u64 {
         self.queued.retire(Self::queue_window(policy), now_ns);
-        self.half_open.retire(Self::half_open_window(policy), now_ns)
+        self.half_open
+            .retire(Self::half_open_window(policy), now_ns)
     }
 
     /// Notes that an attempt met the limit. `true` if an episode begins with
@@ -137,7 +138,9 @@ impl Line {
     /// An empty line.
     #[must_use]
     pub const fn new() -> Self {
-        Self { queued: Counter::new() }
+        Self {
+            queued: Counter::new(),
+        }
     }
 
     /// How the queue's memory is cut into buckets.
@@ -163,7 +166,10 @@ mod tests {
         assert!(scope.press(false, at(1)));
         assert!(!scope.press(true, at(2)));
         assert!(!scope.press(false, at(11)));
-        assert!(!scope.press(true, at(40)), "somebody has waited all the time");
+        assert!(
+            !scope.press(true, at(40)),
+            "somebody has waited all the time"
+        );
         assert!(scope.press(false, at(50)));
         assert_eq!(scope.episode_ns(), at(50));
     }

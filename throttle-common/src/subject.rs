@@ -56,7 +56,9 @@ impl Subject {
         Self {
             kind: kind as u32,
             reserved: 0,
-            id: [n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], 0, 0, 0, 0, 0, 0, 0, 0],
+            id: [
+                n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], 0, 0, 0, 0, 0, 0, 0, 0,
+            ],
         }
     }
 
@@ -64,7 +66,11 @@ impl Subject {
     #[inline(always)]
     #[must_use]
     pub const fn source(address: [u8; 16]) -> Self {
-        Self { kind: SubjectKind::Source as u32, reserved: 0, id: address }
+        Self {
+            kind: SubjectKind::Source as u32,
+            reserved: 0,
+            id: address,
+        }
     }
 
     /// The numeric id; for a source address the number is meaningless.

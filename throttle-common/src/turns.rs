@@ -20,7 +20,11 @@ pub struct Turns<Owner, T> {
 
 impl<Owner: Copy + Eq + Hash, T> Default for Turns<Owner, T> {
     fn default() -> Self {
-        Self { lines: HashMap::new(), turns: VecDeque::new(), len: 0 }
+        Self {
+            lines: HashMap::new(),
+            turns: VecDeque::new(),
+            len: 0,
+        }
     }
 }
 
@@ -67,7 +71,10 @@ impl<Owner: Copy + Eq + Hash, T> Turns<Owner, T> {
         if line.is_empty() {
             self.turns.push_back(owner);
         }
-        let at = line.iter().rposition(|other| key(other) <= key(&item)).map_or(0, |last| last + 1);
+        let at = line
+            .iter()
+            .rposition(|other| key(other) <= key(&item))
+            .map_or(0, |last| last + 1);
         line.insert(at, item);
         self.len += 1;
     }
@@ -112,7 +119,9 @@ impl<Owner: Copy + Eq + Hash, T> Turns<Owner, T> {
 
     /// Drops from `owner`'s line whatever `keep` refuses; returns how many.
     pub fn prune(&mut self, owner: &Owner, mut keep: impl FnMut(&T) -> bool) -> usize {
-        let Some(line) = self.lines.get_mut(owner) else { return 0 };
+        let Some(line) = self.lines.get_mut(owner) else {
+            return 0;
+        };
         let before = line.len();
         line.retain(|item| keep(item));
         let gone = before - line.len();
@@ -136,7 +145,9 @@ mod tests {
         for n in 0..5 {
             turns.push('a', n);
         }
-        let out: Vec<_> = std::iter::from_fn(|| turns.serve()).map(|(_, n)| n).collect();
+        let out: Vec<_> = std::iter::from_fn(|| turns.serve())
+            .map(|(_, n)| n)
+            .collect();
         assert_eq!(out, [0, 1, 2, 3, 4]);
         assert!(turns.is_empty());
     }
@@ -149,7 +160,10 @@ mod tests {
         }
         turns.serve();
         turns.push("honest", 1_000);
-        let out: Vec<_> = (0..3).filter_map(|_| turns.serve()).map(|(owner, _)| owner).collect();
+        let out: Vec<_> = (0..3)
+            .filter_map(|_| turns.serve())
+            .map(|(owner, _)| owner)
+            .collect();
         assert_eq!(out, ["scanner", "honest", "scanner"]);
     }
 
@@ -171,7 +185,9 @@ mod tests {
         for first_ns in [10, 30, 20, 30, 5] {
             turns.insert('a', first_ns, |ns| *ns);
         }
-        let out: Vec<_> = std::iter::from_fn(|| turns.serve()).map(|(_, ns)| ns).collect();
+        let out: Vec<_> = std::iter::from_fn(|| turns.serve())
+            .map(|(_, ns)| ns)
+            .collect();
         assert_eq!(out, [5, 10, 20, 30, 30]);
     }
 

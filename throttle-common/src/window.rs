@@ -91,7 +91,10 @@ impl Window {
             span_ns
         };
         let least = span_ns / (slots as u64 / 2);
-        Self { span_ns, shift: 64 - least.leading_zeros() }
+        Self {
+            span_ns,
+            shift: 64 - least.leading_zeros(),
+        }
     }
 
     /// The span in nanoseconds.

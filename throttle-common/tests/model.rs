@@ -250,6 +250,30 @@ fn one_due_release_is_given_to_one_of_three() {
 }
 
 #[test]
+fn a_queue_that_begins_late_takes_no_release_back() {
+    in_every_order(|| {
+        let releases = Arc::new(Releases::new());
+        releases.begin(INTERVAL, START);
+        let now_ns = START + INTERVAL;
+        let give = move |releases: &Releases| releases.give(INTERVAL, INTERVAL, now_ns).is_some();
+        let given = together([
+            party(&releases, give),
+            // Its clock was read before that of the others.
+            party(&releases, |releases| {
+                releases.begin(INTERVAL, START + 1);
+                false
+            }),
+            party(&releases, give),
+        ]);
+        let given = count(&given, |given| *given);
+        assert!(given <= 1);
+        if given == 1 {
+            assert_eq!(releases.next_ns(), now_ns + INTERVAL);
+        }
+    });
+}
+
+#[test]
 fn what_is_handed_back_never_makes_more_releases_than_there_are() {
     /// Two are due: one of them late by an interval.
     const NOW: u64 = START + 2 * INTERVAL;

@@ -87,7 +87,10 @@ impl Skb {
     /// The VLAN tag kept beside the packet: protocol in the upper half, tag
     /// control information in the lower, in host order; 0 if there is none.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "both are 16 bits wide in the sk_buff")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "both are 16 bits wide in the sk_buff"
+    )]
     pub fn vlan(&self) -> u32 {
         if self.field(|skb| skb.vlan_present) == 0 {
             return 0;
@@ -156,7 +159,10 @@ impl Skb {
 }
 
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "return codes are 32 bits wide")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "return codes are 32 bits wide"
+)]
 fn redirect(ifindex: u32, flags: u64) -> i32 {
     // SAFETY: a helper that takes two numbers.
     unsafe { bpf_redirect(ifindex, flags) as i32 }

@@ -78,12 +78,15 @@ impl Attachment {
         if hook != Hook::Clsact {
             match attachment.by_tcx(object, &steps) {
                 Ok(()) => return Ok(attachment),
-                Err(error @ Error::Kernel { .. }) if hook == Hook::Auto => debug!("{error}"),
+                Err(error @ Error::Kernel { .. }) if hook == Hook::Auto => {
+                    debug!("{error}");
+                    attachment.links.clear();
+                }
                 Err(error) => return Err(error),
             }
         }
         attachment.hook = "clsact";
-        match attachment.by_clsact(object, &steps) {
+        match attachment.by_clsact(object, &steps).await {
             Ok(()) => Ok(attachment),
             Err(error) => {
                 attachment.detach().await;
@@ -118,7 +121,11 @@ impl Attachment {
         Ok(())
     }
 
-    fn by_clsact(&mut self, object: &mut Object, steps: &[(&str, TcAttachType)]) -> Result<()> {
+    async fn by_clsact(
+        &mut self,
+        object: &mut Object,
+        steps: &[(&str, TcAttachType)],
+    ) -> Result<()> {
         let name = self.interface.name.clone();
         match tc::qdisc_add_clsact(&name) {
             Ok(()) => self.added_clsact = true,
@@ -132,6 +139,12 @@ impl Attachment {
                     "it needs CONFIG_NET_SCH_INGRESS (module sch_ingress)",
                 ));
             }
+        }
+        if !self.added_clsact && !interface::has_clsact(self.interface.index).await? {
+            return Err(Error::Refused(format!(
+                "add the clsact qdisc to {name}: an ingress qdisc is in its place; remove that \
+                 (`tc qdisc delete dev {name} ingress`) or use --hook tcx, which needs Linux 6.6"
+            )));
         }
         for (program_name, hook) in steps {
             let what = format!("attach {program_name} to {name}");

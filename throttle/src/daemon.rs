@@ -4,8 +4,9 @@ use std::{collections::HashMap, time::Duration};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream::BoxStream};
 use log::{debug, error, info, warn};
+use nix::libc;
 use throttle_common::{
     NANOS_PER_MILLI,
     policy::Daemon as Heartbeat,
@@ -14,7 +15,7 @@ use throttle_common::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -54,6 +55,62 @@ pub struct Throttle {
     names: HashMap<u32, String>,
     settings: Settings,
     keeper: Keeper,
+    signals: Signals,
+    vanishing: BoxStream<'static, u32>,
+}
+
+/// The signals that ask it to end.
+#[derive(Debug)]
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    /// None if whoever started it wants it to outlive the terminal (`nohup`).
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let on =
+            |kind: SignalKind| signal(kind).map_err(|e| Error::failed("listen for signals", e));
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hangup: if ignores_hangup() {
+                None
+            } else {
+                Some(on(SignalKind::hangup())?)
+            },
+        })
+    }
+
+    /// Waits until one of them comes, or has come.
+    async fn any(&mut self) {
+        let Self {
+            interrupt,
+            terminate,
+            hangup,
+        } = self;
+        let hangup = async {
+            match hangup {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup => {}
+        }
+    }
+}
+
+/// Whether SIGHUP is ignored, which a process inherits.
+fn ignores_hangup() -> bool {
+    // SAFETY: sigaction is made of numbers; all zero is a value of it.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a valid pointer to write to; without a new action nothing changes.
+    let result = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut now) };
+    result == 0 && now.sa_sigaction == libc::SIG_IGN
 }
 
 /// The part of the throttle that keeps the queue.
@@ -103,6 +160,9 @@ impl Throttle {
     /// gone. Nothing stays attached then.
     pub async fn start(interfaces: &[Interface], settings: Settings, hook: Hook) -> Result<Self> {
         settings.check()?;
+        // Before anything is attached: from then on a signal must not end it
+        // without detaching, and no interface vanish unnoticed.
+        let (signals, vanishing) = (Signals::listen()?, interface::vanishing()?);
         let policy = settings.policy();
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| Error::failed("count CPUs", error))?;
         let sizes = Sizes::new(&policy, cpus);
@@ -131,6 +191,8 @@ impl Throttle {
             names: HashMap::new(),
             settings,
             keeper: Keeper::new()?,
+            signals,
+            vanishing,
         };
         // Before the first SYN can be deferred.
         throttle.beat()?;
@@ -181,14 +243,6 @@ impl Throttle {
     ///
     /// When the last interface vanished, or the kernel side cannot be reached.
     pub async fn run(&mut self, output: &mut Output) -> Result<()> {
-        let mut vanishing = interface::vanishing()?;
-        let on =
-            |kind: SignalKind| signal(kind).map_err(|e| Error::failed("listen for signals", e));
-        let (mut interrupt, mut terminate, mut hangup) = (
-            on(SignalKind::interrupt())?,
-            on(SignalKind::terminate())?,
-            on(SignalKind::hangup())?,
-        );
         let (mut heartbeat, mut check) = (interval(HEARTBEAT), interval(CHECK));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -199,9 +253,7 @@ impl Throttle {
             tokio::select! {
                 // The queue first: what is due is not kept waiting by what comes in.
                 biased;
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
-                _ = hangup.recv() => return Ok(()),
+                () = self.signals.any() => return Ok(()),
                 () = output.closed() => {
                     debug!("nobody reads the events any more");
                     return Ok(());
@@ -216,7 +268,7 @@ impl Throttle {
                 }
                 () = flush(&mut self.logger) => {}
                 _ = check.tick() => unhandled = self.report_unhandled(unhandled),
-                Some(index) = vanishing.next() => self.let_go(index)?,
+                Some(index) = self.vanishing.next() => self.let_go(index)?,
             }
             self.serve();
         }

@@ -10,12 +10,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It did not work. Exit code 1.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", because(.reason.as_ref()))]
     Failed {
         /// What was tried.
         what: String,
         /// Why it failed.
-        source: Box<dyn StdError + Send + Sync>,
+        reason: Box<dyn StdError + Send + Sync>,
     },
     /// It cannot work as asked. Exit code 1.
     #[error("{0}")]
@@ -25,15 +25,16 @@ pub enum Error {
     Usage(String),
     /// The caller may not do this. Exit code 3.
     #[error(
-        "{what}: {source}\n\
+        "{what}: {}\n\
          throttle needs CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON: run it as root, \
-         for example with sudo"
+         for example with sudo",
+        because(.reason.as_ref())
     )]
     Privilege {
         /// What was tried.
         what: String,
         /// What the kernel said.
-        source: Box<dyn StdError + Send + Sync>,
+        reason: Box<dyn StdError + Send + Sync>,
     },
     /// The kernel lacks something. Exit code 4.
     #[error("{what}: {lacks}\n{remedy}")]
@@ -59,39 +60,88 @@ impl Error {
         }
     }
 
-    /// `what` failed with `source`: lack of privilege if that is what the kernel
+    /// `what` failed with `reason`: lack of privilege if that is what the kernel
     /// said, a failure otherwise.
     pub fn failed(
         what: impl Into<String>,
-        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        reason: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        let (what, source) = (what.into(), source.into());
-        match errno_of(source.as_ref()) {
-            Some(nix::libc::EPERM | nix::libc::EACCES) if !is_verifier_refusal(source.as_ref()) => {
-                Self::Privilege { what, source }
+        let (what, reason) = (what.into(), reason.into());
+        match errno_of(reason.as_ref()) {
+            Some(nix::libc::EPERM | nix::libc::EACCES) => {
+                if !is_verifier_refusal(reason.as_ref()) {
+                    Self::Privilege { what, reason }
+                } else if is_strictly_verified() {
+                    let reason = "the kernel is stricter with programs of who lacks CAP_PERFMON";
+                    Self::Privilege {
+                        what,
+                        reason: reason.into(),
+                    }
+                } else {
+                    Self::Failed { what, reason }
+                }
             }
-            _ => Self::Failed { what, source },
+            _ => Self::Failed { what, reason },
         }
     }
 
-    /// `what` failed with `source`, and if the kernel does not know the call or
+    /// `what` failed with `reason`, and if the kernel does not know the call or
     /// its arguments, that is because it lacks `lacks`.
     pub fn needs(
         what: impl Into<String>,
-        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        reason: impl Into<Box<dyn StdError + Send + Sync>>,
         lacks: &str,
         remedy: &str,
     ) -> Self {
-        let (what, source) = (what.into(), source.into());
-        match errno_of(source.as_ref()) {
+        let (what, reason) = (what.into(), reason.into());
+        match errno_of(reason.as_ref()) {
             Some(nix::libc::EINVAL | nix::libc::ENOSYS | nix::libc::EOPNOTSUPP) => Self::Kernel {
                 what,
-                lacks: format!("this kernel has no {lacks} ({source})"),
+                lacks: format!("this kernel has no {lacks} ({})", because(reason.as_ref())),
                 remedy: remedy.to_owned(),
             },
-            _ => Self::failed(what, source),
+            _ => Self::failed(what, reason),
         }
     }
+}
+
+/// An error and what caused it, each said once. Of a verifier's log there are
+/// thousands of lines; the last ones say what it did not like.
+fn because(error: &(dyn StdError + Send + Sync + 'static)) -> String {
+    const LINES_MAX: usize = 12;
+    const LAST: usize = 8;
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(cause) = at {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text += &format!(": {said}");
+        }
+        at = cause.source();
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() <= LINES_MAX {
+        return text;
+    }
+    let left_out = lines.len() - 1 - LAST;
+    format!(
+        "{}\n({left_out} lines left out; RUST_LOG=debug shows them)\n{}",
+        lines[0],
+        lines[lines.len() - LAST..].join("\n")
+    )
+}
+
+/// Whether the caller lacks CAP_PERFMON, and CAP_SYS_ADMIN, which implies it.
+/// The verifier then minds what it otherwise lets pass (`env->allow_ptr_leaks`
+/// in kernel/bpf/verifier.c).
+fn is_strictly_verified() -> bool {
+    /// `CAP_SYS_ADMIN` and `CAP_PERFMON` of linux/capability.h.
+    const EITHER: u64 = 1 << 21 | 1 << 38;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|effective| effective & EITHER == 0)
 }
 
 /// The errno at the bottom of an error, if there is one.
@@ -152,6 +202,31 @@ mod tests {
         let error = Error::needs("try", os(nix::libc::EPERM), "TCX", "upgrade");
         assert!(matches!(error, Error::Privilege { .. }), "{error}");
         assert!(error.to_string().contains("run it as root"));
+    }
+
+    #[test]
+    fn each_cause_is_said_once_and_the_remedy_last() {
+        let wrapped = aya::maps::MapError::CreateError {
+            name: "FLOWS".into(),
+            io_error: os(nix::libc::EPERM),
+        };
+        let text = Error::failed("try", aya::EbpfError::MapError(wrapped)).to_string();
+        assert_eq!(text.matches("Operation not permitted").count(), 1, "{text}");
+        assert!(text.ends_with("sudo"), "{text}");
+        let text = format!("{:#}", anyhow::Error::from(Error::failed("try", os(2))));
+        assert_eq!(text.matches("No such file").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn of_a_long_reason_the_last_lines_are_said() {
+        let log: Vec<String> = (0..1_000).map(|n| format!("line {n}")).collect();
+        let text = Error::failed("try", log.join("\n")).to_string();
+        assert!(text.lines().count() < 15, "{text}");
+        assert!(
+            text.contains("line 0\n") && text.ends_with("line 999"),
+            "{text}"
+        );
+        assert!(text.contains("991 lines left out"), "{text}");
     }
 
     #[test]

@@ -6,11 +6,11 @@
     reason = "netlink's enums have dozens of variants that say nothing to us"
 )]
 
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use rtnetlink::{
     MulticastGroup,
     packet_core::NetlinkPayload,
-    packet_route::{RouteNetlinkMessage, link::LinkLayerType},
+    packet_route::{RouteNetlinkMessage, link::LinkLayerType, tc::TcAttribute},
 };
 use throttle_common::frame::Link;
 
@@ -103,7 +103,7 @@ fn unknown(what: &str) -> Error {
 /// # Errors
 ///
 /// When the kernel does not let itself be listened to.
-pub fn vanishing() -> Result<impl Stream<Item = u32> + Unpin> {
+pub fn vanishing() -> Result<BoxStream<'static, u32>> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
         .map_err(|error| Error::failed("listen for interfaces that vanish", error))?;
     tokio::spawn(connection);
@@ -115,6 +115,33 @@ pub fn vanishing() -> Result<impl Stream<Item = u32> + Unpin> {
             _ => None,
         },
     )))
+}
+
+/// Whether this interface has a clsact qdisc. In its place there can be an
+/// ingress qdisc, which takes filters for egress as well, and runs them at
+/// ingress (`ingress_tcf_block` in net/sched/sch_ingress.c).
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub async fn has_clsact(index: u32) -> Result<bool> {
+    let handle = connect()?;
+    let index = i32::try_from(index).unwrap_or(i32::MAX);
+    let found: Vec<_> = handle
+        .qdisc()
+        .get()
+        .index(index)
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|error| Error::failed("list the qdiscs of an interface", error))?;
+    // Old kernels list those of all interfaces.
+    Ok(found.iter().any(|qdisc| {
+        qdisc.header.index == index
+            && qdisc
+                .attributes
+                .contains(&TcAttribute::Kind("clsact".to_owned()))
+    }))
 }
 
 /// Whether any filter hangs on the clsact qdisc of this interface.

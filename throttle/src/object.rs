@@ -2,10 +2,11 @@
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{MapData, ProgramArray},
-    programs::{BtfTracePoint, SchedClassifier},
+    maps::{MapData, MapType, ProgramArray},
+    programs::{BtfTracePoint, ProgramType, SchedClassifier},
+    sys::{is_map_supported, is_program_supported},
 };
-use log::warn;
+use log::{debug, warn};
 use throttle_common::{
     flow::{Endpoint, Flow, FlowKey},
     policy::Policy,
@@ -18,6 +19,12 @@ use crate::{Error, Result, maps};
 
 /// The compiled programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("THROTTLE_EBPF_OBJECT"));
+
+/// The compiled programs, as they are loaded: an ELF object.
+#[must_use]
+pub const fn bytes() -> &'static [u8] {
+    OBJECT
+}
 
 /// How many entries the maps have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,8 +134,11 @@ impl Object {
             .map_max_entries("TALLIES", sizes.tallies)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .load(OBJECT)
-            .map_err(|error| {
-                Error::needs(what, error, "map of a type that throttle uses", remedy)
+            .map_err(|error| match probe(what, remedy) {
+                // What aya makes of a kernel that has not even these is a
+                // relocation that it cannot do.
+                Err(reason) => reason,
+                Ok(()) => Error::needs(what, error, "map of a type that throttle uses", remedy),
             })?;
         let next_step = maps::take(&mut ebpf, "NEXT_STEP")?;
         let mut object = Self { ebpf, next_step };
@@ -159,6 +169,8 @@ impl Object {
             .map_err(|error: aya::programs::ProgramError| Error::failed(&*what, error))?;
         if program.fd().is_err() {
             program.load().map_err(|error| {
+                // The error that comes of it says only the end of it.
+                debug!("{what}: {error}");
                 Error::needs(
                     what,
                     error,
@@ -192,6 +204,39 @@ impl Object {
         program.load("inet_sock_set_state", &btf)?;
         program.attach()?;
         Ok(())
+    }
+}
+
+/// Asks the kernel whether it has the kinds of programs and maps that the object
+/// is made of, and whether the caller may use them.
+fn probe(what: &str, remedy: &str) -> Result<()> {
+    /// Each kind of map with its name.
+    const MAPS: [(MapType, &str); 6] = [
+        (MapType::Array, "array"),
+        (MapType::PerCpuArray, "per-CPU array"),
+        (MapType::LruHash, "LRU hash"),
+        (MapType::LruPerCpuHash, "per-CPU LRU hash"),
+        (MapType::ProgramArray, "program array"),
+        (MapType::RingBuf, "ring buffer"),
+    ];
+    let lacks = |kind: &str| Error::Kernel {
+        what: what.to_owned(),
+        lacks: format!("this kernel has no {kind}"),
+        remedy: remedy.to_owned(),
+    };
+    for (kind, name) in MAPS {
+        let name = format!("BPF map of type {name}");
+        match is_map_supported(kind) {
+            Ok(true) => {}
+            Ok(false) => return Err(lacks(&name)),
+            Err(error) => return Err(Error::needs(what, error, &name, remedy)),
+        }
+    }
+    let name = "BPF program of type sched_cls";
+    match is_program_supported(ProgramType::SchedClassifier) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(lacks(name)),
+        Err(error) => Err(Error::needs(what, error, name, remedy)),
     }
 }
 

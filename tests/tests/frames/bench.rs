@@ -2,7 +2,10 @@
 
 use aya::{
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions},
+    },
 };
 use std::cell::RefCell;
 use throttle::{
@@ -19,18 +22,18 @@ use throttle_common::{
 use throttle_ebpf::scratch::{Scratch, Seen};
 
 /// `TCX_NEXT`: the packet goes on.
-pub const PASS: u32 = u32::MAX;
+pub(crate) const PASS: u32 = u32::MAX;
 /// `TC_ACT_REDIRECT` of linux/pkt_cls.h: to a device that is not there.
-pub const SWALLOWED: u32 = 7;
+pub(crate) const SWALLOWED: u32 = 7;
 /// `TC_ACT_SHOT` of linux/pkt_cls.h.
-pub const DROPPED: u32 = 2;
+pub(crate) const DROPPED: u32 = 2;
 
 /// Index of the loopback device: where a packet is unless told otherwise.
-pub const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// The entry programs by what they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub(crate) enum Entry {
     OutEgress,
     OutIngress,
     InIngress,
@@ -38,9 +41,14 @@ pub enum Entry {
 }
 
 impl Entry {
-    pub const ALL: [Self; 4] = [Self::OutEgress, Self::OutIngress, Self::InIngress, Self::InEgress];
+    pub(crate) const ALL: [Self; 4] = [
+        Self::OutEgress,
+        Self::OutIngress,
+        Self::InIngress,
+        Self::InEgress,
+    ];
 
-    pub const fn name(self, link: Link) -> &'static str {
+    pub(crate) const fn name(self, link: Link) -> &'static str {
         match (self, link) {
             (Self::OutEgress, Link::Ethernet) => "out_egress_ether",
             (Self::OutEgress, Link::Ip) => "out_egress_ip",
@@ -53,25 +61,23 @@ impl Entry {
         }
     }
 
-    pub fn looks_outward(self) -> bool {
+    pub(crate) fn looks_outward(self) -> bool {
         matches!(self, Self::OutEgress | Self::OutIngress)
     }
 }
 
 /// What is said beside a packet: fields of `struct __sk_buff`.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Beside {
-    pub ifindex: u32,
-    pub mark: u32,
-    pub priority: u32,
-    /// How much of the packet is in its linear part; 0 is all.
-    pub linear: u32,
+pub(crate) struct Beside {
+    pub(crate) ifindex: u32,
+    pub(crate) mark: u32,
+    pub(crate) priority: u32,
 }
 
 impl Beside {
     fn words(self) -> [u8; 192] {
         // Offsets in `struct __sk_buff` of linux/bpf.h, in words.
-        let fields = [(2, self.mark), (8, self.priority), (10, self.ifindex), (20, self.linear)];
+        let fields = [(2, self.mark), (8, self.priority), (10, self.ifindex)];
         let mut bytes = [0; 192];
         for (word, value) in fields {
             bytes[word * 4..][..4].copy_from_slice(&u32::to_ne_bytes(value));
@@ -82,18 +88,18 @@ impl Beside {
 
 /// A record, as the daemon reads it.
 #[derive(Debug)]
-pub enum Record {
+pub(crate) enum Record {
     Deferred(Box<Deferred>),
     LimitReached(LimitReached),
-    Room(Room),
+    Room(#[expect(dead_code, reason = "shown when a test fails")] Room),
 }
 
 type RawScratch = [u8; size_of::<Scratch>()];
 
 /// The programs and what they remember.
-pub struct Bench {
+pub(crate) struct Bench {
     object: Object,
-    pub maps: Maps,
+    pub(crate) maps: Maps,
     ring: RefCell<RingBuf<MapData>>,
     endpoints: HashMap<MapData, [u8; 20], u64>,
     scratch: RefCell<PerCpuArray<MapData, RawScratch>>,
@@ -101,7 +107,7 @@ pub struct Bench {
 
 impl Bench {
     /// The programs, with these settings in force and no daemon.
-    pub fn new(policy: &Policy) -> Self {
+    pub(crate) fn new(policy: &Policy) -> Self {
         let cpus = aya::util::nr_cpus().unwrap();
         let mut object = Object::load(&Sizes::new(policy, cpus)).unwrap();
         let mut maps = Maps::take(&mut object.ebpf).unwrap();
@@ -124,12 +130,12 @@ impl Bench {
     }
 
     /// A daemon that is alive for good.
-    pub fn daemon_is_alive(&mut self, generation: u64) {
+    pub(crate) fn daemon_is_alive(&mut self, generation: u64) {
         self.set_daemon(generation, u64::MAX);
     }
 
     /// The daemon is there, and has not been heard of for long.
-    pub fn daemon_hangs(&mut self, generation: u64) {
+    pub(crate) fn daemon_hangs(&mut self, generation: u64) {
         self.set_daemon(generation, 0);
     }
 
@@ -143,9 +149,25 @@ impl Bench {
             .unwrap();
     }
 
+    /// Attaches an entry to what leaves a device of the calling thread's
+    /// namespace, until the link is dropped.
+    pub(crate) fn attach_to_egress(&mut self, entry: Entry, device: &str) -> SchedClassifierLink {
+        let program = self.object.classifier(entry.name(Link::Ethernet)).unwrap();
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let by_tcx = program.attach_with_options(device, TcAttachType::Egress, first);
+        let id = by_tcx.unwrap_or_else(|_| {
+            // Before Linux 6.6. An error here is one of the attachment.
+            let _ = tc::qdisc_add_clsact(device);
+            let last = TcAttachOptions::Netlink(NlOptions::default());
+            let by_clsact = program.attach_with_options(device, TcAttachType::Egress, last);
+            by_clsact.unwrap()
+        });
+        program.take_link(id).unwrap()
+    }
+
     /// Runs an entry over a frame. The error is what the kernel's own runner
     /// has against the frame.
-    pub fn try_run(
+    pub(crate) fn try_run(
         &self,
         entry: Entry,
         link: Link,
@@ -153,8 +175,7 @@ impl Bench {
         beside: Beside,
     ) -> Result<u32, i32> {
         let name = entry.name(link);
-        let program: &SchedClassifier =
-            self.object.ebpf.program(name).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = self.object.ebpf.program(name).unwrap().try_into().unwrap();
         let context = beside.words();
         let run = program.test_run(TestRunOptions {
             data_in: Some(frame),
@@ -170,12 +191,12 @@ impl Bench {
 
     /// The same, on Ethernet, with nothing said beside.
     #[track_caller]
-    pub fn run(&self, entry: Entry, frame: &[u8]) -> u32 {
+    pub(crate) fn run(&self, entry: Entry, frame: &[u8]) -> u32 {
         self.run_beside(entry, frame, Beside::default())
     }
 
     #[track_caller]
-    pub fn run_beside(&self, entry: Entry, frame: &[u8], beside: Beside) -> u32 {
+    pub(crate) fn run_beside(&self, entry: Entry, frame: &[u8], beside: Beside) -> u32 {
         match self.try_run(entry, Link::Ethernet, frame, beside) {
             Ok(code) => code,
             Err(errno) => panic!("{entry:?}: {}", std::io::Error::from_raw_os_error(errno)),
@@ -183,14 +204,14 @@ impl Bench {
     }
 
     /// Forgets what was read from the last packet.
-    pub fn clear_seen(&self) {
+    pub(crate) fn clear_seen(&self) {
         let cpus = aya::util::nr_cpus().unwrap();
         let blank = vec![[0; size_of::<Scratch>()]; cpus].try_into().unwrap();
         self.scratch.borrow_mut().set(0, blank, 0).unwrap();
     }
 
     /// What was read from the packet that was last run, if anything was noted.
-    pub fn seen(&self) -> Option<Seen> {
+    pub(crate) fn seen(&self) -> Option<Seen> {
         let scratch = self.scratch.borrow().get(&0, 0).unwrap();
         scratch.iter().find_map(|of_cpu| {
             // SAFETY: a Scratch begins with a Seen (`repr(C)`), which is made of
@@ -201,7 +222,7 @@ impl Bench {
     }
 
     /// The records since this was last asked.
-    pub fn records(&self) -> Vec<Record> {
+    pub(crate) fn records(&self) -> Vec<Record> {
         let mut records = Vec::new();
         while let Some(bytes) = self.ring.borrow_mut().next() {
             let kind = maps::record(&bytes).and_then(RecordKind::from_raw).unwrap();
@@ -215,7 +236,7 @@ impl Bench {
     }
 
     /// Their kinds.
-    pub fn record_kinds(&self) -> Vec<RecordKind> {
+    pub(crate) fn record_kinds(&self) -> Vec<RecordKind> {
         let kind = |record: &Record| match record {
             Record::Deferred(_) => RecordKind::Deferred,
             Record::LimitReached(_) => RecordKind::LimitReached,
@@ -225,28 +246,30 @@ impl Bench {
     }
 
     /// How often something could not be handled the usual way.
-    pub fn unhandled(&self, name: &str) -> u64 {
+    pub(crate) fn unhandled(&self, name: &str) -> u64 {
         let counts = self.maps.unhandled();
         counts.iter().find(|(of, _)| *of == name).unwrap().1
     }
 
     /// Half-open and queued attempts of an interface.
-    pub fn counts(&self, ifindex: u32) -> (u64, u64) {
+    pub(crate) fn counts(&self, ifindex: u32) -> (u64, u64) {
         self.maps
             .scope(&interface(ifindex))
-            .map_or((0, 0), |scope| (scope.half_open.total(), scope.queued.total()))
+            .map_or((0, 0), |scope| {
+                (scope.half_open.total(), scope.queued.total())
+            })
     }
 
-    pub fn tally(&self, tally: Tally) -> u64 {
+    pub(crate) fn tally(&self, tally: Tally) -> u64 {
         self.tallies().get(tally)
     }
 
-    pub fn tallies(&self) -> Tallies {
+    pub(crate) fn tallies(&self) -> Tallies {
         self.maps.tallies(&interface(LOOPBACK))
     }
 
     /// Whether an endpoint has answered, and nothing has gone unanswered since.
-    pub fn is_known(&self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn is_known(&self, endpoint: &Endpoint) -> bool {
         let mut key = [0; 20];
         key[..16].copy_from_slice(&endpoint.address);
         key[16..18].copy_from_slice(&endpoint.port);
@@ -255,6 +278,6 @@ impl Bench {
 }
 
 /// The scope of an interface.
-pub fn interface(ifindex: u32) -> Subject {
+pub(crate) fn interface(ifindex: u32) -> Subject {
     Subject::numbered(SubjectKind::Interface, u64::from(ifindex))
 }

@@ -6,29 +6,29 @@ use throttle_common::{
 };
 
 /// TCP flags.
-pub const FIN: u8 = 0x01;
-pub const SYN: u8 = 0x02;
-pub const RST: u8 = 0x04;
-pub const PSH: u8 = 0x08;
-pub const ACK: u8 = 0x10;
-pub const ECE: u8 = 0x40;
-pub const CWR: u8 = 0x80;
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const ECE: u8 = 0x40;
+pub(crate) const CWR: u8 = 0x80;
 
 /// IP protocols and IPv6 extension headers.
-pub const HOP_BY_HOP: u8 = 0;
-pub const ICMP: u8 = 1;
-pub const TCP: u8 = 6;
-pub const UDP: u8 = 17;
-pub const ROUTING: u8 = 43;
-pub const FRAGMENT: u8 = 44;
-pub const AUTH: u8 = 51;
-pub const ICMPV6: u8 = 58;
-pub const DESTINATION: u8 = 60;
+pub(crate) const HOP_BY_HOP: u8 = 0;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
+pub(crate) const AUTH: u8 = 51;
+pub(crate) const ICMPV6: u8 = 58;
+pub(crate) const DESTINATION: u8 = 60;
 
 /// EtherTypes.
-pub const ARP: u16 = 0x0806;
-pub const VLAN: u16 = 0x8100;
-pub const QINQ: u16 = 0x88a8;
+pub(crate) const ARP: u16 = 0x0806;
+pub(crate) const VLAN: u16 = 0x8100;
+pub(crate) const QINQ: u16 = 0x88a8;
 
 const CLIENT4: [u8; 4] = [192, 0, 2, 1];
 const SERVER4: [u8; 4] = [198, 51, 100, 7];
@@ -37,7 +37,7 @@ const SERVER6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 
 /// A TCP segment.
 #[derive(Clone, Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     ports: (u16, u16),
     seq: u32,
     ack: u32,
@@ -48,24 +48,33 @@ pub struct Segment {
 
 impl Segment {
     /// With this many 32-bit words of options.
-    pub fn options(mut self, words: u8) -> Self {
+    pub(crate) fn options(mut self, words: u8) -> Self {
         self.option_words = words;
         self
     }
 
     /// With this many bytes of data.
-    pub fn data(mut self, len: usize) -> Self {
+    pub(crate) fn data(mut self, len: usize) -> Self {
         self.data = len;
         self
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(self.ports.0.to_be_bytes());
         bytes.extend(self.ports.1.to_be_bytes());
         bytes.extend(self.seq.to_be_bytes());
         bytes.extend(self.ack.to_be_bytes());
-        bytes.extend([(5 + self.option_words) << 4, self.flags, 0xfa, 0xf0, 0xbe, 0xef, 0, 0]);
+        bytes.extend([
+            (5 + self.option_words) << 4,
+            self.flags,
+            0xfa,
+            0xf0,
+            0xbe,
+            0xef,
+            0,
+            0,
+        ]);
         bytes.extend(vec![1; usize::from(self.option_words) * 4]);
         bytes.extend(vec![b'd'; self.data]);
         bytes
@@ -74,17 +83,17 @@ impl Segment {
 
 /// An attempt, and the packets that belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dial {
-    pub family: Family,
+pub(crate) struct Dial {
+    pub(crate) family: Family,
     /// Last byte of the address that is dialled.
-    pub host: u8,
-    pub ports: (u16, u16),
-    pub isn: u32,
+    pub(crate) host: u8,
+    pub(crate) ports: (u16, u16),
+    pub(crate) isn: u32,
 }
 
 impl Dial {
     /// The nth attempt over IPv4, each to an endpoint of its own.
-    pub fn v4(n: u16) -> Self {
+    pub(crate) fn v4(n: u16) -> Self {
         Self {
             family: Family::V4,
             host: 7,
@@ -94,7 +103,7 @@ impl Dial {
     }
 
     /// The nth over IPv6.
-    pub fn v6(n: u16) -> Self {
+    pub(crate) fn v6(n: u16) -> Self {
         Self {
             family: Family::V6,
             ..Self::v4(n)
@@ -102,19 +111,19 @@ impl Dial {
     }
 
     /// The same addresses and ports, begun anew.
-    pub fn with_isn(self, isn: u32) -> Self {
+    pub(crate) fn with_isn(self, isn: u32) -> Self {
         Self { isn, ..self }
     }
 
     /// To the same endpoint from another port.
-    pub fn from_port(self, port: u16) -> Self {
+    pub(crate) fn by_port(self, port: u16) -> Self {
         Self {
             ports: (port, self.ports.1),
             ..self
         }
     }
 
-    pub fn key(self) -> FlowKey {
+    pub(crate) fn key(self) -> FlowKey {
         let wide = |v4: [u8; 4]| {
             let mut wide = [0; 16];
             wide[10..12].fill(0xff);
@@ -135,7 +144,7 @@ impl Dial {
     }
 
     /// What its sender sends.
-    pub fn asks(self, flags: u8) -> Segment {
+    pub(crate) fn asks(self, flags: u8) -> Segment {
         Segment {
             ports: self.ports,
             seq: self.isn,
@@ -147,7 +156,7 @@ impl Dial {
     }
 
     /// What comes back.
-    pub fn answers(self, flags: u8, ack: u32) -> Segment {
+    pub(crate) fn answers(self, flags: u8, ack: u32) -> Segment {
         Segment {
             ports: (self.ports.1, self.ports.0),
             seq: 0x1234_5678,
@@ -159,7 +168,7 @@ impl Dial {
     }
 
     /// An IP packet from its sender.
-    pub fn out(self, protocol: u8, payload: &[u8]) -> Ip {
+    pub(crate) fn out(self, protocol: u8, payload: &[u8]) -> Ip {
         Ip {
             dial: self,
             outward: true,
@@ -172,47 +181,50 @@ impl Dial {
     }
 
     /// An IP packet to its sender.
-    pub fn back(self, protocol: u8, payload: &[u8]) -> Ip {
+    pub(crate) fn back(self, protocol: u8, payload: &[u8]) -> Ip {
         Ip {
             outward: false,
             ..self.out(protocol, payload)
         }
     }
 
-    pub fn syn(self) -> Ip {
+    pub(crate) fn syn(self) -> Ip {
         self.out(TCP, &self.asks(SYN).bytes())
     }
 
-    pub fn syn_with_data(self, len: usize) -> Ip {
+    pub(crate) fn syn_with_data(self, len: usize) -> Ip {
         self.out(TCP, &self.asks(SYN).data(len).bytes())
     }
 
     /// SYN-ACK that acknowledges `ack`.
-    pub fn syn_ack(self, ack: u32) -> Ip {
+    pub(crate) fn syn_ack(self, ack: u32) -> Ip {
         self.back(TCP, &self.answers(SYN | ACK, ack).bytes())
     }
 
     /// RST that acknowledges `ack`.
-    pub fn reset(self, ack: u32) -> Ip {
+    pub(crate) fn reset(self, ack: u32) -> Ip {
         self.back(TCP, &self.answers(RST | ACK, ack).bytes())
     }
 
     /// What it waits for.
-    pub fn answered(self) -> Ip {
+    pub(crate) fn answered(self) -> Ip {
         self.syn_ack(self.isn.wrapping_add(1))
     }
 
     /// An ICMP error that quotes `quoted`.
-    pub fn error(self, kind: u8, code: u8, quoted: &[u8]) -> Ip {
+    pub(crate) fn error(self, kind: u8, code: u8, quoted: &[u8]) -> Ip {
         let protocol = match self.family {
             Family::V4 => ICMP,
             Family::V6 => ICMPV6,
         };
-        self.back(protocol, &[&[kind, code, 0, 0, 0, 0, 0, 0], quoted].concat())
+        self.back(
+            protocol,
+            &[&[kind, code, 0, 0, 0, 0, 0, 0], quoted].concat(),
+        )
     }
 
     /// "Destination unreachable" that quotes its SYN with `seq`.
-    pub fn unreachable(self, seq: u32) -> Ip {
+    pub(crate) fn unreachable(self, seq: u32) -> Ip {
         let quoted = self.with_isn(seq).syn().bytes();
         self.error(if self.family == Family::V4 { 3 } else { 1 }, 1, &quoted)
     }
@@ -220,7 +232,7 @@ impl Dial {
 
 /// An IP packet.
 #[derive(Clone, Debug)]
-pub struct Ip {
+pub(crate) struct Ip {
     dial: Dial,
     outward: bool,
     protocol: u8,
@@ -232,13 +244,13 @@ pub struct Ip {
 
 impl Ip {
     /// With this many 32-bit words of IPv4 options.
-    pub fn options(mut self, words: u8) -> Self {
+    pub(crate) fn options(mut self, words: u8) -> Self {
         self.option_words = words;
         self
     }
 
     /// A fragment: offset in eights of bytes, and whether more follow.
-    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
+    pub(crate) fn fragment(mut self, offset: u16, more: bool) -> Self {
         self.fragment = match self.dial.family {
             Family::V4 => offset | u16::from(more) << 13,
             Family::V6 => offset << 3 | u16::from(more),
@@ -250,13 +262,13 @@ impl Ip {
     }
 
     /// With one more IPv6 extension header; `len` as its length field counts.
-    pub fn extension(mut self, kind: u8, len: u8) -> Self {
+    pub(crate) fn extension(mut self, kind: u8, len: u8) -> Self {
         self.extensions.push((kind, len));
         self
     }
 
     /// The packet.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         match self.dial.family {
             Family::V4 => self.v4(),
             Family::V6 => self.v6(),
@@ -308,7 +320,10 @@ impl Ip {
             behind.extend(vec![0; rest]);
         }
         behind.extend(&self.payload);
-        let first = self.extensions.first().map_or(self.protocol, |first| first.0);
+        let first = self
+            .extensions
+            .first()
+            .map_or(self.protocol, |first| first.0);
         let mut bytes = vec![0x60, 0, 0, 0];
         bytes.extend(u16::try_from(behind.len()).unwrap().to_be_bytes());
         bytes.extend([first, 64]);
@@ -319,12 +334,12 @@ impl Ip {
     }
 
     /// The frame that carries it on an Ethernet.
-    pub fn ether(&self) -> Vec<u8> {
+    pub(crate) fn ether(&self) -> Vec<u8> {
         self.tagged(&[])
     }
 
     /// The same with VLAN tags, the outermost first.
-    pub fn tagged(&self, protocols: &[u16]) -> Vec<u8> {
+    pub(crate) fn tagged(&self, protocols: &[u16]) -> Vec<u8> {
         let ethertype = match self.dial.family {
             Family::V4 => 0x0800,
             Family::V6 => 0x86dd,
@@ -334,7 +349,7 @@ impl Ip {
 }
 
 /// An Ethernet frame.
-pub fn ether(tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ether(tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
     for tag in tags {
         bytes.extend(tag.to_be_bytes());
@@ -347,22 +362,19 @@ pub fn ether(tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
 
 /// A frame with a name.
 #[derive(Clone, Debug)]
-pub struct Named {
-    pub name: String,
-    pub link: Link,
-    pub bytes: Vec<u8>,
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) link: Link,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Every kind of frame there is a rule about, over both families, on Ethernet
 /// and on an L3 device.
-pub fn table() -> Vec<Named> {
+pub(crate) fn table() -> Vec<Named> {
     let mut table = Vec::new();
     for (family, dial) in [("IPv4", Dial::v4(0)), ("IPv6", Dial::v6(0))] {
         for (what, packet) in packets(dial) {
-            for (link, bytes) in [
-                (Link::Ethernet, packet.ether()),
-                (Link::Ip, packet.bytes()),
-            ] {
+            for (link, bytes) in [(Link::Ethernet, packet.ether()), (Link::Ip, packet.bytes())] {
                 table.push(Named {
                     name: format!("{family}, {what}, {link:?}"),
                     link,
@@ -424,12 +436,18 @@ fn packets(dial: Dial) -> Vec<(String, Ip)> {
     add("FIN", out(dial.asks(FIN | ACK)));
     add("no flags", out(dial.asks(0)));
     add("SYN-ACK", dial.syn_ack(right));
-    add("SYN-ACK with options", back(dial.answers(SYN | ACK, right).options(5)));
+    add(
+        "SYN-ACK with options",
+        back(dial.answers(SYN | ACK, right).options(5)),
+    );
     add("SYN-ACK, wrong", dial.syn_ack(wrong));
     add("RST", dial.reset(right));
     add("RST, wrong", dial.reset(wrong));
     add("RST without ACK", back(dial.answers(RST, right)));
-    add("SYN, ACK and RST", back(dial.answers(SYN | ACK | RST, right)));
+    add(
+        "SYN, ACK and RST",
+        back(dial.answers(SYN | ACK | RST, right)),
+    );
     add("UDP", dial.out(UDP, &[0; 40]));
 
     // Malformed.
@@ -439,9 +457,18 @@ fn packets(dial: Dial) -> Vec<(String, Ip)> {
         packet
     };
     add("SYN with a header too short", with(dial.syn(), 12, 0x40));
-    add("SYN with a header beyond its end", with(dial.syn(), 12, 0x60));
-    add("SYN-ACK with a header too short", with(dial.syn_ack(right), 12, 0));
-    add("RST with a header beyond its end", with(dial.reset(right), 12, 0xf0));
+    add(
+        "SYN with a header beyond its end",
+        with(dial.syn(), 12, 0x60),
+    );
+    add(
+        "SYN-ACK with a header too short",
+        with(dial.syn_ack(right), 12, 0),
+    );
+    add(
+        "RST with a header beyond its end",
+        with(dial.reset(right), 12, 0xf0),
+    );
 
     for (what, kind, code) in [
         ("echo request", 8, 0),
@@ -464,28 +491,41 @@ fn packets(dial: Dial) -> Vec<(String, Ip)> {
         }
         let syn = dial.syn().bytes();
         let least = syn.len() - 12;
-        add(&format!("{what}, eight bytes"), dial.error(kind, code, &syn[..least]));
-        add(&format!("{what}, seven bytes"), dial.error(kind, code, &syn[..least - 1]));
+        add(
+            &format!("{what}, eight bytes"),
+            dial.error(kind, code, &syn[..least]),
+        );
+        add(
+            &format!("{what}, seven bytes"),
+            dial.error(kind, code, &syn[..least - 1]),
+        );
         add(&format!("{what}, nothing"), dial.error(kind, code, &[]));
         add(
             &format!("{what} about UDP"),
             dial.error(kind, code, &dial.out(UDP, &[0; 8]).bytes()),
         );
         let nested = dial.error(kind, code, &syn).bytes();
-        add(&format!("{what} about itself"), dial.error(kind, code, &nested));
+        add(
+            &format!("{what} about itself"),
+            dial.error(kind, code, &nested),
+        );
     }
 
     match dial.family {
         Family::V4 => {
             for words in [1, 5, 10] {
-                add(&format!("SYN, {words} words of IP options"), dial.syn().options(words));
+                add(
+                    &format!("SYN, {words} words of IP options"),
+                    dial.syn().options(words),
+                );
                 add(
                     &format!("SYN-ACK, {words} words of IP options"),
                     dial.syn_ack(right).options(words),
                 );
                 add(
                     &format!("unreachable, {words} words of IP options, inside too"),
-                    dial.error(3, 1, &dial.syn().options(words).bytes()).options(words),
+                    dial.error(3, 1, &dial.syn().options(words).bytes())
+                        .options(words),
                 );
             }
         }
@@ -493,9 +533,15 @@ fn packets(dial: Dial) -> Vec<(String, Ip)> {
             let kinds = [HOP_BY_HOP, DESTINATION, ROUTING, AUTH];
             for kind in kinds {
                 for len in [0, 1, 9, 255] {
-                    add(&format!("SYN behind {kind}/{len}"), dial.syn().extension(kind, len));
+                    add(
+                        &format!("SYN behind {kind}/{len}"),
+                        dial.syn().extension(kind, len),
+                    );
                 }
-                add(&format!("UDP behind {kind}"), dial.out(UDP, &[0; 8]).extension(kind, 1));
+                add(
+                    &format!("UDP behind {kind}"),
+                    dial.out(UDP, &[0; 8]).extension(kind, 1),
+                );
                 add(
                     &format!("SYN-ACK behind {kind}"),
                     dial.syn_ack(right).extension(kind, 2),
@@ -519,8 +565,14 @@ fn packets(dial: Dial) -> Vec<(String, Ip)> {
         ("last", 3, false),
         ("only", 0, false),
     ] {
-        add(&format!("SYN, {which} fragment"), dial.syn().fragment(offset, more));
-        add(&format!("SYN-ACK, {which} fragment"), dial.syn_ack(right).fragment(offset, more));
+        add(
+            &format!("SYN, {which} fragment"),
+            dial.syn().fragment(offset, more),
+        );
+        add(
+            &format!("SYN-ACK, {which} fragment"),
+            dial.syn_ack(right).fragment(offset, more),
+        );
         add(
             &format!("unreachable, {which} fragment"),
             dial.unreachable(dial.isn).fragment(offset, more),

@@ -12,21 +12,21 @@ use throttle_common::{
 };
 
 /// The tables of the host. One scope, one line.
-pub struct Model {
-    pub policy: Policy,
-    pub daemon: Daemon,
-    pub flows: HashMap<FlowKey, Flow>,
+pub(crate) struct Model {
+    pub(crate) policy: Policy,
+    pub(crate) daemon: Daemon,
+    pub(crate) flows: HashMap<FlowKey, Flow>,
     endpoints: HashMap<Endpoint, u64>,
-    pub scope: Scope,
-    pub line: Line,
-    pub tallies: Tallies,
-    pub records: Vec<RecordKind>,
+    pub(crate) scope: Scope,
+    pub(crate) line: Line,
+    pub(crate) tallies: Tallies,
+    pub(crate) records: Vec<RecordKind>,
     ifindex: u32,
     subject: Subject,
 }
 
 impl Model {
-    pub fn new(policy: &Policy, ifindex: u32) -> Self {
+    pub(crate) fn new(policy: &Policy, ifindex: u32) -> Self {
         Self {
             policy: *policy,
             daemon: Daemon::default(),
@@ -45,7 +45,7 @@ impl Model {
         self.tallies.0[tally as usize] += 1;
     }
 
-    pub fn is_known(&self, endpoint: &Endpoint, now_ns: u64) -> bool {
+    pub(crate) fn is_known(&self, endpoint: &Endpoint, now_ns: u64) -> bool {
         self.policy.known_for_ns > 0
             && self.endpoints.get(endpoint).is_some_and(|&at_ns| {
                 at_ns != 0 && now_ns.saturating_sub(at_ns) < self.policy.known_for_ns
@@ -54,7 +54,13 @@ impl Model {
 
     /// A SYN of `dial` leaves in a frame of `frame_len` bytes, `data_len` of them
     /// data.
-    pub fn syn(&mut self, dial: Dial, data_len: u32, frame_len: usize, now_ns: u64) -> Verdict {
+    pub(crate) fn syn(
+        &mut self,
+        dial: Dial,
+        data_len: u32,
+        frame_len: usize,
+        now_ns: u64,
+    ) -> Verdict {
         let key = dial.key();
         let (policy, daemon) = (self.policy, self.daemon);
         let context = Context {
@@ -138,7 +144,8 @@ impl Model {
                 entry,
                 episode_begins,
             } => {
-                self.flows.insert(*key, Flow::new(attempt, entry, context.now_ns));
+                self.flows
+                    .insert(*key, Flow::new(attempt, entry, context.now_ns));
                 self.count(Tally::Deferred);
                 let len = if attempt.too_long { FRAME_MAX + 1 } else { 0 };
                 self.hand_over(key, len);
@@ -152,7 +159,7 @@ impl Model {
     }
 
     /// A SYN-ACK or RST for `dial` comes in.
-    pub fn answer(&mut self, dial: Dial, ack: u32, how: Tally, now_ns: u64) {
+    pub(crate) fn answer(&mut self, dial: Dial, ack: u32, how: Tally, now_ns: u64) {
         let key = dial.key();
         let Some(flow) = self.flows.get(&key) else {
             return;
@@ -168,7 +175,7 @@ impl Model {
     }
 
     /// An ICMP error about `dial` comes in.
-    pub fn error(&mut self, dial: Dial, seq: u32) {
+    pub(crate) fn error(&mut self, dial: Dial, seq: u32) {
         let key = dial.key();
         let Some(flow) = self.flows.get(&key) else {
             return;

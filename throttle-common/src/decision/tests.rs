@@ -605,8 +605,8 @@ impl Case {
         }
         stage.now_ns += self.elapsed_ns;
         if self.chance != Chance::Room {
-            while stage.half_open() < stage.policy.limit {
-                let window = Scope::half_open_window(&stage.policy);
+            let window = Scope::half_open_window(&stage.policy);
+            for _ in stage.half_open()..stage.policy.limit {
                 stage.scope.half_open.put(window, stage.now_ns);
             }
         }

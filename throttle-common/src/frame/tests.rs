@@ -612,14 +612,17 @@ fn fragments(table: &mut Table) {
             table.ethernet(name, noisy, Reading::Unreadable);
         }
     }
-    for (name, offset) in [("second", 1), ("later", 185), ("last possible", 0x1fff)] {
+    // Each bit of the offset alone, and all of them.
+    let offsets: Vec<u16> = (0..13).map(|bit| 1 << bit).chain([185, 0x1fff]).collect();
+    for offset in &offsets {
         for more in [0, MORE_FRAGMENTS] {
             let packet = V4 {
                 fragment: offset | more,
                 ..FROM_CLIENT4
             }
             .around(&asks(SYN));
-            let name = format!("a {name} IPv4 fragment ({more:#x}) that looks like a SYN");
+            let name =
+                format!("a later IPv4 fragment ({offset} | {more:#x}) that looks like a SYN");
             table.ethernet(name, ether4(&packet), Reading::Nothing);
         }
     }
@@ -635,10 +638,13 @@ fn fragments(table: &mut Table) {
     let packet = FROM_CLIENT6.behind(&first6, &whole[..16]);
     let name = "a first IPv6 fragment without the whole TCP header";
     table.ethernet(name, ether6(&packet), Reading::Unreadable);
-    for field in [1 << 3, 1 << 3 | 1, 185 << 3, 0xfff8, 0xfff9] {
-        let packet = FROM_CLIENT6.behind(&[Extension::Fragment(field)], &asks(SYN));
-        let name = format!("a later IPv6 fragment ({field:#x}) that looks like a SYN");
-        table.ethernet(name, ether6(&packet), Reading::Nothing);
+    for offset in &offsets {
+        for more in [0, 1] {
+            let field = offset << 3 | more;
+            let packet = FROM_CLIENT6.behind(&[Extension::Fragment(field)], &asks(SYN));
+            let name = format!("a later IPv6 fragment ({offset} | {more}) that looks like a SYN");
+            table.ethernet(name, ether6(&packet), Reading::Nothing);
+        }
     }
     // Between the offset and the flag are two reserved bits: RFC 8200, 4.5.
     let packet = FROM_CLIENT6.behind(&[Extension::Fragment(6)], &asks(SYN));
@@ -968,6 +974,8 @@ fn errors(table: &mut Table) {
         cut,
         Reading::Unreadable,
     );
+    let zeroed = with_byte(with_byte(quoted.clone(), 4, 0), 5, 0);
+    error("an IPv6 error whose quote lost its length", &zeroed, error6);
     let quoted = FROM_CLIENT6.behind(&[DESTINATION; EXTENSIONS_MAX + 1], &asks(SYN));
     error(
         "an IPv6 error whose quote nests too deep",
