@@ -20,7 +20,7 @@ pub const BUCKET_MAX: u64 = (1 << (64 - LABEL_BITS)) - 1;
 /// How often a lost race for one bucket is tried again. Losing one means that
 /// another CPU got its change in; to lose them all, this many changes must hit
 /// one bucket while one CPU runs a dozen instructions.
-const TRIES: usize = 4;
+const TRIES: usize = 16;
 
 /// A bucket's word: label above, count below.
 #[derive(Clone, Copy)]

@@ -13,11 +13,11 @@ use crate::{
     scope::{Line, Scope},
 };
 
-/// For how long a packet that shows up on a second device is taken for the same
-/// packet (vlan on bond, bridge port) and not for a retransmission: 100 ms.
-/// Linux retransmits a SYN after 1 s at the earliest; a packet passes from one
-/// device to the next within one call.
-pub const SAME_PACKET_NS: u64 = 100 * crate::NANOS_PER_MILLI;
+/// For how long a SYN that is seen again is no retransmission: 500 ms. TCP waits
+/// a second before it asks again (RFC 6298, 2.1). What comes sooner is the same
+/// packet on a second device (vlan on bond, bridge port), or one that somebody
+/// forged or duplicated.
+pub const SAME_PACKET_NS: u64 = 500 * crate::NANOS_PER_MILLI;
 
 /// What every rule goes by: the settings, the daemon, and the time.
 #[derive(Debug, Clone, Copy)]
@@ -93,12 +93,13 @@ pub enum Deferral {
         /// Whether an episode begins with it.
         episode_begins: bool,
     },
-    /// Its line is full: it is not remembered, its sender will ask again.
+    /// Its line or the whole queue is full: it is not remembered, its sender will ask again.
     Overflow {
         /// Whether an episode begins with it.
         episode_begins: bool,
     },
-    /// The count could not be kept: it goes out uncounted, and that is noted.
+    /// The count could not be kept (see [`Taken::Contended`]): it is treated like
+    /// an overflow, since it must not go out over the limit, and that is noted.
     Unaccountable,
 }
 
@@ -119,9 +120,22 @@ pub fn defer(context: &Context<'_>, scope: &Scope, line: &Line) -> Deferral {
         }
         Taken::Contended => return Deferral::Unaccountable,
     };
-    let Some(queue_place) = scope.queued.put(Scope::queue_window(policy), now_ns) else {
-        line.queued.end(line_place);
-        return Deferral::Unaccountable;
+    let queue_window = Scope::queue_window(policy);
+    let queue_place = match scope
+        .queued
+        .take(policy.queue_capacity, queue_window, now_ns)
+    {
+        Taken::Place(place) => place,
+        Taken::Full => {
+            line.queued.end(line_place);
+            return Deferral::Overflow {
+                episode_begins: scope.press(someone_waits, now_ns),
+            };
+        }
+        Taken::Contended => {
+            line.queued.end(line_place);
+            return Deferral::Unaccountable;
+        }
     };
     if !someone_waits {
         scope.releases.begin(policy.interval_ns, now_ns);
@@ -217,7 +231,7 @@ pub fn seen_again(
             }
         }
         Phase::Counted(_) => Again::HalfOpen,
-        Phase::Known => become_counted(context, scope, flow, word, ifindex),
+        Phase::Known => become_counted(context, scope, flow, word),
         Phase::Deferred => offered(
             context,
             scope,
@@ -232,15 +246,9 @@ pub fn seen_again(
 }
 
 #[inline(always)]
-fn become_counted(
-    context: &Context<'_>,
-    scope: &Scope,
-    flow: &Flow,
-    word: PhaseWord,
-    ifindex: u32,
-) -> Again {
+fn become_counted(context: &Context<'_>, scope: &Scope, flow: &Flow, word: PhaseWord) -> Again {
     let Context { policy, now_ns, .. } = *context;
-    if ifindex != flow.ifindex && now_ns.saturating_sub(flow.first_ns) < SAME_PACKET_NS {
+    if now_ns.saturating_sub(flow.first_ns) < SAME_PACKET_NS {
         return Again::HalfOpen;
     }
     if let Some(place) = scope.half_open.put(Scope::half_open_window(policy), now_ns) {
@@ -269,6 +277,13 @@ fn offered(
 ) -> Again {
     let burst_ns = match offer {
         Offer::Daemon => daemon_burst_ns(context.policy.interval_ns),
+        // In monitor mode a deferred packet goes on to a second device.
+        Offer::Sender
+            if ifindex != flow.ifindex
+                && context.now_ns.saturating_sub(flow.first_ns) < SAME_PACKET_NS =>
+        {
+            return Again::StillDeferred;
+        }
         Offer::Sender => {
             // Its sender still cares: its place in the counts is renewed.
             renew(context, scope, line, flow);

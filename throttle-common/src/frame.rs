@@ -57,7 +57,8 @@ pub struct Layout {
     pub network_offset: u32,
     /// Where the TCP or ICMP header begins.
     pub transport_offset: u32,
-    /// Where the IP packet ends, by its own length field.
+    /// Where the IP packet ends, by its own length field; [`UNKNOWN_END`] if that
+    /// is 0.
     pub end: u32,
 }
 
@@ -71,6 +72,11 @@ pub enum Headers {
     /// Cut short, malformed, or nested too deep.
     Unparsed,
 }
+
+/// The end of a packet that is too large for its length field (BIG TCP: an
+/// aggregate of up to 512 KiB before it is cut; jumbograms, RFC 2675). No SYN, no
+/// answer and no ICMP error is one.
+pub const UNKNOWN_END: u32 = u32::MAX;
 
 const ETHERNET_LEN: u32 = 14;
 const ETHERTYPE_OFFSET: u32 = 12;
@@ -158,7 +164,10 @@ fn ipv4<P: Packet + ?Sized>(packet: &P, offset: u32, whole: bool) -> Headers {
     };
     let header_len = u32::from(ip[0] & 0x0f) * 4;
     let total_len = u32::from(u16::from_be_bytes([ip[2], ip[3]]));
-    if ip[0] >> 4 != 4 || header_len < IPV4_LEN || (whole && total_len < header_len) {
+    if ip[0] >> 4 != 4
+        || header_len < IPV4_LEN
+        || (whole && total_len != 0 && total_len < header_len)
+    {
         return Headers::Unparsed;
     }
     // Only the first fragment carries the ports.
@@ -170,7 +179,11 @@ fn ipv4<P: Packet + ?Sized>(packet: &P, offset: u32, whole: bool) -> Headers {
         transport,
         network_offset: offset,
         transport_offset: offset + header_len,
-        end: offset + total_len,
+        end: if total_len == 0 {
+            UNKNOWN_END
+        } else {
+            offset + total_len
+        },
     })
 }
 
@@ -183,7 +196,11 @@ fn ipv6<P: Packet + ?Sized>(packet: &P, offset: u32, whole: bool) -> Headers {
         return Headers::Unparsed;
     }
     let payload_len = u32::from(u16::from_be_bytes([ip[4], ip[5]]));
-    let end = offset + IPV6_LEN + payload_len;
+    let end = if payload_len == 0 {
+        UNKNOWN_END
+    } else {
+        offset + IPV6_LEN + payload_len
+    };
     let mut next = ip[6];
     let mut at = offset + IPV6_LEN;
     for _ in 0..=EXTENSIONS_MAX {
@@ -248,6 +265,11 @@ pub enum Kind {
 pub fn kind<P: Packet + ?Sized>(packet: &P, layout: &Layout) -> Kind {
     match layout.transport {
         Transport::Tcp => {
+            // What lies behind the packet's end is padding, not flags: a first
+            // fragment may end before them.
+            if layout.transport_offset + 14 > layout.end {
+                return Kind::Unparsed;
+            }
             let Some([flags]) = packet.load::<1>(layout.transport_offset + 13) else {
                 return Kind::Unparsed;
             };
@@ -262,14 +284,19 @@ pub fn kind<P: Packet + ?Sized>(packet: &P, layout: &Layout) -> Kind {
             }
         }
         Transport::Icmp => {
+            if layout.transport_offset + 2 > layout.end {
+                return Kind::Unparsed;
+            }
             let Some(icmp) = packet.load::<2>(layout.transport_offset) else {
                 return Kind::Unparsed;
             };
             // The errors that end a connect in SYN_SENT: tcp_v4_err in
             // net/ipv4/tcp_ipv4.c, tcp_v6_err in net/ipv6/tcp_ipv6.c.
             let is_error = match (layout.family, icmp) {
-                // Fragmentation needed is path MTU discovery, not an end.
-                (Family::V4, [3, 4]) => false,
+                // Fragmentation needed is path MTU discovery, and of fragments
+                // that were never whole the kernel makes nothing (`icmp_unreach`
+                // in net/ipv4/icmp.c).
+                (Family::V4, [3, 4] | [11, 1]) => false,
                 (Family::V4, [3 | 11 | 12, _]) | (Family::V6, [1 | 3 | 4, _]) => true,
                 (Family::V4 | Family::V6, _) => false,
             };
@@ -343,7 +370,7 @@ pub fn syn<P: Packet + ?Sized>(packet: &P, layout: &Layout) -> Option<Syn> {
     let tcp = packet.load::<20>(layout.transport_offset)?;
     let header_len = u32::from(tcp[12] >> 4) * 4;
     let header_end = layout.transport_offset + header_len;
-    if header_len < TCP_LEN || header_end > layout.end {
+    if header_len < TCP_LEN || header_end > layout.end || layout.end == UNKNOWN_END {
         return None;
     }
     let (source, destination) = addresses(packet, layout.family, layout.network_offset)?;
@@ -364,7 +391,8 @@ pub fn syn<P: Packet + ?Sized>(packet: &P, layout: &Layout) -> Option<Syn> {
 pub fn answer<P: Packet + ?Sized>(packet: &P, layout: &Layout) -> Option<Answer> {
     let tcp = packet.load::<20>(layout.transport_offset)?;
     let header_len = u32::from(tcp[12] >> 4) * 4;
-    if header_len < TCP_LEN || layout.transport_offset + header_len > layout.end {
+    let header_end = layout.transport_offset + header_len;
+    if header_len < TCP_LEN || header_end > layout.end || layout.end == UNKNOWN_END {
         return None;
     }
     let (source, destination) = addresses(packet, layout.family, layout.network_offset)?;
@@ -396,7 +424,7 @@ pub enum Quoted {
 #[inline(always)]
 pub fn quote<P: Packet + ?Sized>(packet: &P, layout: &Layout) -> Quoted {
     let inner_offset = layout.transport_offset + ICMP_LEN;
-    if inner_offset > layout.end {
+    if inner_offset > layout.end || layout.end == UNKNOWN_END {
         return Quoted::Unparsed;
     }
     let inner = match layout.family {

@@ -31,6 +31,9 @@ pub struct Policy {
     pub known_for_ns: u64,
     /// Deferred attempts that fit one line: rate x max-delay, at least 1.
     pub line_capacity: u64,
+    /// Deferred attempts that fit all lines of a scope together. However many
+    /// owners there are, the tables and the daemon's memory stay bounded.
+    pub queue_capacity: u64,
     /// A [`Mode`].
     pub mode: u32,
     /// A [`SubjectKind`]: what the limit applies to.
@@ -55,6 +58,25 @@ impl Policy {
         let whole = max_delay_ns / if interval_ns == 0 { 1 } else { interval_ns };
         if whole == 0 { 1 } else { whole }
     }
+
+    /// How many attempts a scope holds in lines of `line_capacity`: sixteen full
+    /// lines, but at least 1,024 and, unless one line is longer, at most 16,384.
+    #[must_use]
+    pub const fn whole_queue(line_capacity: u64) -> u64 {
+        const LINES: u64 = 16;
+        const LEAST: u64 = 1 << 10;
+        const MOST: u64 = 1 << 14;
+        let lines = LINES * line_capacity;
+        if lines < LEAST {
+            LEAST
+        } else if lines <= MOST {
+            lines
+        } else if line_capacity > MOST {
+            line_capacity
+        } else {
+            MOST
+        }
+    }
 }
 
 impl Default for Policy {
@@ -69,6 +91,7 @@ impl Default for Policy {
             max_delay_ns,
             known_for_ns: 600 * NANOS_PER_SEC,
             line_capacity: Self::capacity(interval_ns, max_delay_ns),
+            queue_capacity: Self::whole_queue(Self::capacity(interval_ns, max_delay_ns)),
             mode: Mode::Enforce as u32,
             scope: SubjectKind::Interface as u32,
         }

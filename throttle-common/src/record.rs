@@ -3,8 +3,8 @@
 use crate::{flow::FlowKey, subject::Subject};
 
 /// Longest frame that a record carries, in bytes. A SYN without data is at most
-/// 14 + 8 (two tags) + 40 (IPv6) + 60 (TCP) = 122 bytes; IPv6 extension headers
-/// get the rest.
+/// 14 + 8 (two tags) + 60 (IPv4 with options) + 60 (TCP) = 142 bytes; IPv6
+/// extension headers get the rest.
 pub const FRAME_MAX: usize = 256;
 
 /// What a record says.
@@ -193,8 +193,8 @@ pub enum Unhandled {
     /// its next retransmission, a limit-reached event is raised at the next
     /// deferral, a note of room is given at the next end.
     RingFull,
-    /// Deferred attempts whose frame is too long for a record: they wait for
-    /// their sender.
+    /// Deferred attempts whose frame is too long for a record, or has a tag beside
+    /// it and two inside: they wait for their sender.
     FrameTooLong,
     /// Copies that the daemon sent for attempts that were gone: swallowed.
     NotNeeded,

@@ -2,7 +2,8 @@
 
 use crate::{counter::Counter, policy::Policy, release::Releases, window::Window, word::Word};
 
-/// Buckets of a scope's counts: the timeout is kept to within 1/28.
+/// Buckets of a scope's counts. An attempt is forgiven at most a bucket and an
+/// eighth before its timeout, and a bucket is less than a sixteenth of that.
 pub const SCOPE_SLOTS: usize = 64;
 /// Buckets of a line's count, which only bounds how much waits.
 pub const LINE_SLOTS: usize = 16;

@@ -117,20 +117,16 @@ impl<Owner: Copy + Eq + Hash, T> Turns<Owner, T> {
         Some((owner, item))
     }
 
-    /// Drops from `owner`'s line whatever `keep` refuses; returns how many.
-    pub fn prune(&mut self, owner: &Owner, mut keep: impl FnMut(&T) -> bool) -> usize {
-        let Some(line) = self.lines.get_mut(owner) else {
-            return 0;
-        };
-        let before = line.len();
-        line.retain(|item| keep(item));
-        let gone = before - line.len();
-        self.len -= gone;
-        if line.is_empty() {
-            self.lines.remove(owner);
-            self.turns.retain(|other| other != owner);
-        }
-        gone
+    /// Drops from all lines whatever `keep` refuses; returns how many.
+    pub fn prune_all(&mut self, mut keep: impl FnMut(&T) -> bool) -> usize {
+        let before = self.len;
+        self.lines.retain(|_, line| {
+            line.retain(|item| keep(item));
+            !line.is_empty()
+        });
+        self.turns.retain(|owner| self.lines.contains_key(owner));
+        self.len = self.lines.values().map(VecDeque::len).sum();
+        before - self.len
     }
 }
 
@@ -196,7 +192,7 @@ mod tests {
         let mut turns = Turns::default();
         turns.push('a', 1);
         turns.push('b', 2);
-        assert_eq!(turns.prune(&'a', |_| false), 1);
+        assert_eq!(turns.prune_all(|n| *n != 1), 1);
         assert_eq!((turns.len(), turns.lines()), (1, 1));
         assert_eq!(turns.serve(), Some(('b', 2)));
     }

@@ -41,10 +41,15 @@ pub fn remember(endpoint: &Endpoint, now_ns: u64) {
     }
 }
 
-/// The endpoint left a SYN unanswered.
+/// The endpoint left a SYN of `since_ns` unanswered. If it has answered another
+/// one after that, the SYN was lost, or nobody waits for its answer.
 #[inline(always)]
-pub fn forget(endpoint: &Endpoint) {
+pub fn forget(endpoint: &Endpoint, since_ns: u64) {
     if let Some(word) = answered_at(endpoint) {
-        word.swap(0);
+        let at_ns = word.load();
+        if at_ns <= since_ns {
+            // If it answers in this moment, that counts.
+            word.replace(at_ns, 0);
+        }
     }
 }

@@ -38,7 +38,7 @@ fn send<T: 'static>(fill: impl FnOnce(*mut T) -> bool) -> bool {
 #[inline(always)]
 pub fn deferred(skb: &Skb, seen: &Seen, flow: &Flow, now_ns: u64) -> bool {
     let len = skb.len();
-    if len == 0 || len as usize > FRAME_MAX {
+    if len == 0 || len as usize > FRAME_MAX || flow.too_long != 0 {
         unhandled::count(Unhandled::FrameTooLong);
         return false;
     }

@@ -10,6 +10,12 @@ use crate::{BPF_F_NO_COMMON_LRU, BPF_NOEXIST};
 #[map(name = "FLOWS")]
 static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, BPF_F_NO_COMMON_LRU);
 
+/// Attempts that were admitted uncounted. They are in a table of their own, so
+/// that many of them, which no limit bounds, cannot throw out one that is counted
+/// or waits.
+#[map(name = "UNCOUNTED")]
+static UNCOUNTED: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, BPF_F_NO_COMMON_LRU);
+
 /// The attempt with this key.
 ///
 /// The memory may be given to another attempt while it is looked at; the phase
@@ -18,20 +24,23 @@ static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, BPF_F_
 #[must_use]
 pub fn get(key: &FlowKey) -> Option<&'static Flow> {
     // SAFETY: values of a preallocated map stay mapped; see above for reuse.
-    unsafe { FLOWS.get(key) }
+    unsafe { FLOWS.get(key).or_else(|| UNCOUNTED.get(key)) }
 }
 
-/// Puts a new attempt into the table. `false` if one with this key is there
+/// Puts a new attempt into its table. `false` if one with this key is there
 /// already, or no room could be made.
 #[inline(always)]
 #[must_use]
-pub fn insert(key: &FlowKey, flow: &Flow) -> bool {
-    FLOWS.insert(key, flow, BPF_NOEXIST).is_ok()
+pub fn insert(key: &FlowKey, flow: &Flow, is_counted: bool) -> bool {
+    let table = if is_counted { &FLOWS } else { &UNCOUNTED };
+    table.insert(key, flow, BPF_NOEXIST).is_ok()
 }
 
 /// Takes an attempt that has ended out of the table.
 #[inline(always)]
 pub fn remove(key: &FlowKey) {
     // It may be gone already: whoever was first.
-    let _ = FLOWS.remove(key);
+    if FLOWS.remove(key).is_err() {
+        let _ = UNCOUNTED.remove(key);
+    }
 }

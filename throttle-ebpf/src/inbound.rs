@@ -31,9 +31,23 @@ pub enum Incoming {
     IcmpError = 3,
     /// A SYN. On the way in it is somebody else's attempt, or the daemon's copy
     /// on the egress hook of a device whose ingress is watched.
-    Syn,
+    Syn = 4,
     /// Nothing of these.
-    Other,
+    Other = 0,
+}
+
+impl Incoming {
+    /// What was noted as a number.
+    #[inline(always)]
+    const fn from_raw(raw: u32) -> Self {
+        match raw {
+            1 => Self::SynAck,
+            2 => Self::Reset,
+            3 => Self::IcmpError,
+            4 => Self::Syn,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// Reads a packet on its way in. Most have passed after a few reads of their
@@ -107,21 +121,21 @@ fn note(key: FlowKey, number: u32, incoming: Incoming) -> Incoming {
 /// right number, and a SYN-ACK makes the endpoint known.
 #[inline(always)]
 pub fn on_answer() {
-    const SYN_ACK: u32 = Incoming::SynAck as u32;
-    const RESET: u32 = Incoming::Reset as u32;
     let Some(seen) = scratch::seen() else { return };
     let Some(flow) = flows::get(&seen.key) else {
         return;
     };
-    let (fits, how) = match seen.incoming {
-        SYN_ACK => (decision::acknowledges(flow, seen.number), Tally::Answered),
-        RESET => (decision::acknowledges(flow, seen.number), Tally::Refused),
-        _ => (decision::is_quoted(flow, seen.number), Tally::Unreachable),
+    let incoming = Incoming::from_raw(seen.incoming);
+    let (fits, how) = match incoming {
+        Incoming::SynAck => (decision::acknowledges(flow, seen.number), Tally::Answered),
+        Incoming::Reset => (decision::acknowledges(flow, seen.number), Tally::Refused),
+        Incoming::IcmpError => (decision::is_quoted(flow, seen.number), Tally::Unreachable),
+        Incoming::Syn | Incoming::Other => return,
     };
     if !fits || !may_be_answered(flow) {
         return;
     }
-    if seen.incoming == SYN_ACK {
+    if incoming == Incoming::SynAck {
         // SAFETY: a helper without arguments.
         let now_ns = unsafe { bpf_ktime_get_ns() };
         endpoints::remember(&seen.key.endpoint(), now_ns);

@@ -35,21 +35,34 @@ pub enum Hook {
     Turning = 2,
 }
 
+/// Where the IP header begins behind an Ethernet header with two VLAN tags.
+const TWO_TAGS: u32 = 14 + 2 * 4;
+
 /// `TCX_NEXT` and `TC_ACT_UNSPEC`: the packet goes on to the next program.
 pub const NEXT: i32 = -1;
 
+impl Hook {
+    /// The hook that was noted as a number.
+    #[inline(always)]
+    const fn from_raw(raw: u32) -> Self {
+        match raw {
+            1 => Self::Ingress,
+            2 => Self::Turning,
+            _ => Self::Egress,
+        }
+    }
+}
+
 /// The return code for a verdict at a hook.
 #[inline(always)]
-fn code(skb: &Skb, hook: u32, verdict: Verdict) -> i32 {
-    const TURNING: u32 = Hook::Turning as u32;
-    const INGRESS: u32 = Hook::Ingress as u32;
+fn code(skb: &Skb, hook: Hook, verdict: Verdict) -> i32 {
     match (verdict, hook) {
-        (Verdict::Pass, TURNING) => skb.turn_round(),
-        (Verdict::Pass, _) => NEXT,
+        (Verdict::Pass, Hook::Turning) => skb.turn_round(),
+        (Verdict::Pass, Hook::Egress | Hook::Ingress) => NEXT,
         // At ingress its sender never learns of a drop.
-        (Verdict::Swallow, INGRESS) => TC_ACT_SHOT,
+        (Verdict::Swallow, Hook::Ingress) => TC_ACT_SHOT,
         // At egress a packet that is held back must look sent.
-        (Verdict::Swallow, _) => skb.vanish(),
+        (Verdict::Swallow, Hook::Egress | Hook::Turning) => skb.vanish(),
     }
 }
 
@@ -141,7 +154,7 @@ fn step(skb: &Skb, decide: impl FnOnce(&Context<'_>, &'static Seen) -> Verdict) 
         },
         seen,
     );
-    code(skb, seen.hook, verdict)
+    code(skb, Hook::from_raw(seen.hook), verdict)
 }
 
 /// [`Step::Syn`]: rule 2, if the SYN's attempt is in the table.
@@ -152,7 +165,7 @@ pub fn on_syn(skb: &Skb) -> i32 {
         // A copy that was turned round comes in with the daemon's socket still
         // on it (`____dev_forward_skb` in include/linux/netdevice.h leaves it
         // there): it was released a moment ago.
-        if offer == Offer::Daemon && syn.hook == Hook::Ingress as u32 {
+        if offer == Offer::Daemon && Hook::from_raw(syn.hook) == Hook::Ingress {
             return Verdict::Pass;
         }
         if let Some(flow) = flows::get(&syn.key) {
@@ -226,7 +239,7 @@ fn on_known_flow(
                 flow.goes_out();
             }
         }
-        Again::NowCounted => endpoints::forget(&syn.key.endpoint()),
+        Again::NowCounted => endpoints::forget(&syn.key.endpoint(), flow.first_ns),
         Again::HandOver => {
             hand_over(skb, context, syn, flow, scope);
             note_monitored(context, flow);
@@ -309,7 +322,9 @@ fn attempt_of(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Attempt {
         cookie: skb.socket_cookie(),
         scope: scope_of(skb, context.policy.scope, syn),
         owner: owner_of(skb, syn),
-        too_long: skb.len() as usize > FRAME_MAX,
+        // With a tag beside the frame, and two in it, a copy could not be read.
+        too_long: skb.len() as usize > FRAME_MAX
+            || (skb.vlan() != 0 && syn.network_offset >= TWO_TAGS),
     }
 }
 
@@ -354,7 +369,7 @@ fn pass_unaccounted(attempt: &Attempt) -> Verdict {
 #[inline(always)]
 fn insert(skb: &Skb, context: &Context<'_>, syn: &Seen, attempt: &Attempt, entry: Entry) -> bool {
     let flow = scratch::flow(Flow::new(attempt, entry, context.now_ns));
-    if flow.is_some_and(|flow| flows::insert(&syn.key, flow)) {
+    if flow.is_some_and(|flow| flows::insert(&syn.key, flow, entry != Entry::Known)) {
         sockets::remember(attempt.cookie, &syn.key);
         return true;
     }
@@ -389,7 +404,11 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
         return pass_unaccounted(&attempt);
     };
     let episode_begins = match decision::defer(context, scope, line) {
-        Deferral::Unaccountable => return pass_unaccounted(&attempt),
+        Deferral::Unaccountable => {
+            unhandled::count(Unhandled::Unaccountable);
+            tallies::count(&attempt.scope, Tally::Overflowed);
+            false
+        }
         Deferral::Overflow { episode_begins } => {
             tallies::count(&attempt.scope, Tally::Overflowed);
             episode_begins

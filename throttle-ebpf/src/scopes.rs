@@ -36,8 +36,9 @@ struct Blank {
 #[inline(always)]
 #[must_use]
 pub fn get(scope: &Subject) -> Option<&'static Scope> {
-    // SAFETY: values of a preallocated map stay mapped. If the entry is given to
-    // another scope meanwhile, the counts of both heal within one timeout.
+    // SAFETY: values of a preallocated map stay mapped. The entry could only be
+    // given to another scope in this moment if a thousand others had come since
+    // its last packet; then a unit of that one may stay counted.
     unsafe { SCOPES.get(scope) }
 }
 

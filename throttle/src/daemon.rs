@@ -120,6 +120,8 @@ pub struct Keeper {
     queue: Queue,
     heartbeat: Heartbeat,
     refused: u64,
+    /// Whether it has left the queue to the senders.
+    gave_up: bool,
 }
 
 impl Keeper {
@@ -140,13 +142,8 @@ impl Keeper {
             queue: Queue::default(),
             heartbeat,
             refused: 0,
+            gave_up: false,
         })
-    }
-
-    /// Frames that a device did not take.
-    #[must_use]
-    pub const fn refused(&self) -> u64 {
-        self.refused
     }
 }
 
@@ -254,9 +251,9 @@ impl Throttle {
                 // The queue first: what is due is not kept waiting by what comes in.
                 biased;
                 () = self.signals.any() => return Ok(()),
-                () = output.closed() => {
-                    debug!("nobody reads the events any more");
-                    return Ok(());
+                result = output.closed() => {
+                    debug!("no more events get out");
+                    return result;
                 }
                 _ = heartbeat.tick() => self.beat()?,
                 () = sleep_until(wake), if wake_is_set(&self.keeper) => {}
@@ -303,7 +300,24 @@ impl Throttle {
         self.beat()
     }
 
+    /// Whether the daemon keeps the queue: not with a pacing that does without
+    /// it, nor when its copies do not get through.
+    fn keeps_queue(&mut self) -> bool {
+        if self.settings.pacing.resends() && self.keeper.queue.is_stuck() && !self.keeper.gave_up {
+            self.keeper.gave_up = true;
+            self.keeper.queue = Queue::default();
+            warn!(
+                "deferred SYNs that are re-sent do not reach the program on the device: something \
+                 before it drops them. From now on they go out when their senders retransmit"
+            );
+        }
+        self.settings.pacing.resends() && !self.keeper.gave_up
+    }
+
     fn serve(&mut self) {
+        if !self.keeps_queue() {
+            return;
+        }
         let Keeper {
             socket,
             queue,
@@ -321,7 +335,7 @@ impl Throttle {
     /// Says that the keeper is alive; with a pacing that does without it, that
     /// there is none.
     fn beat(&mut self) -> Result<()> {
-        if self.settings.pacing.resends() {
+        if self.keeps_queue() {
             self.keeper.heartbeat.alive_until_ns = clock::monotonic_ns() + ALIVE_NS;
             self.maps.set_daemon(&self.keeper.heartbeat)
         } else {
@@ -353,9 +367,16 @@ impl Throttle {
         Ok(())
     }
 
+    /// What could not be handled the usual way, on both sides.
+    fn unhandled(&self) -> Vec<(&'static str, u64)> {
+        let mut counts = self.maps.unhandled().to_vec();
+        counts.push(("not_taken", self.keeper.refused));
+        counts
+    }
+
     fn report_unhandled(&self, before: u64) -> u64 {
-        let counts = self.maps.unhandled();
-        let sum = counts.iter().map(|(_, count)| count).sum();
+        let counts = self.unhandled();
+        let sum = counts.iter().map(|(_, count)| *count).sum();
         if sum > before {
             warn!("not handled so far: {}", list(counts));
         }
@@ -373,8 +394,9 @@ impl Throttle {
                 list(Tallies::NAMES.into_iter().zip(counts))
             );
         }
-        if self.maps.unhandled().iter().any(|(_, count)| *count > 0) {
-            info!("not handled: {}", list(self.maps.unhandled()));
+        let counts = self.unhandled();
+        if counts.iter().any(|(_, count)| *count > 0) {
+            info!("not handled: {}", list(counts));
         }
         info!("detached");
     }

@@ -1,7 +1,5 @@
 //! Typed access to the maps.
 
-use std::{mem::MaybeUninit, ops::Deref};
-
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap},
@@ -9,7 +7,7 @@ use aya::{
 use throttle_common::{
     flow::{Flow, FlowKey},
     policy::{Daemon, ONLY, Policy},
-    record::{Tallies, UNHANDLED, UNHANDLED_NAMES},
+    record::{Deferred, LimitReached, Room, Tallies, UNHANDLED, UNHANDLED_NAMES},
     scope::Scope,
     subject::Subject,
 };
@@ -31,61 +29,55 @@ macro_rules! plain {
 
 plain!(FlowKey, Subject, Policy, Daemon, Tallies);
 
-/// A copy of a value that the kernel side changes by atomics: as many words as
-/// `T` is long, which is then looked at as a `T`.
-macro_rules! copy_of {
-    ($name:ident, $of:ty, $doc:literal) => {
-        #[doc = $doc]
+/// The words of a value that the kernel side changes by atomics, and the value
+/// that they are a copy of.
+macro_rules! words_of {
+    ($name:ident, $of:ty) => {
         #[repr(C)]
         #[derive(Clone, Copy)]
-        pub struct $name([u64; size_of::<$of>() / 8]);
+        struct $name([u64; size_of::<$of>() / 8]);
 
         // SAFETY: words, and nothing else.
         unsafe impl Pod for $name {}
 
-        impl Deref for $name {
-            type Target = $of;
-
-            fn deref(&self) -> &$of {
-                const { assert!(size_of::<$name>() == size_of::<$of>()) };
-                const { assert!(align_of::<$name>() == align_of::<$of>()) };
-                // SAFETY: same size and alignment; the target is made of
+        impl From<$name> for $of {
+            fn from(words: $name) -> Self {
+                // SAFETY: the same size (checked by the compiler); made of
                 // numbers and atomic numbers, for which every bit pattern is a
-                // value. It is this thread's own copy.
-                unsafe { &*(&raw const self.0).cast::<$of>() }
+                // value.
+                unsafe { std::mem::transmute::<$name, $of>(words) }
             }
         }
     };
 }
 
-copy_of!(
-    FlowCopy,
-    Flow,
-    "An attempt as it stood when it was looked up."
-);
-copy_of!(
-    ScopeCopy,
-    Scope,
-    "A scope as it stood when it was looked up."
-);
+words_of!(FlowWords, Flow);
+words_of!(ScopeWords, Scope);
 
-/// Reads a record as it came through the ring buffer.
+/// What may come through the ring buffer.
+///
+/// # Safety
+///
+/// Every bit pattern must be a value of it.
+pub unsafe trait Record: Copy {}
+
+// SAFETY: made of numbers.
+unsafe impl Record for u32 {}
+// SAFETY: as above.
+unsafe impl Record for Deferred {}
+// SAFETY: as above.
+unsafe impl Record for LimitReached {}
+// SAFETY: as above.
+unsafe impl Record for Room {}
+
+/// Reads a record as it came through the ring buffer. None if it is too short.
 #[must_use]
-pub fn record<T: Copy>(bytes: &[u8]) -> Option<T> {
+pub fn record<T: Record>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {
         return None;
     }
-    let mut record = MaybeUninit::<T>::uninit();
-    // SAFETY: there are enough bytes; records are made of numbers, for which
-    // every bit pattern is a value; source and target do not overlap.
-    unsafe {
-        std::ptr::copy_nonoverlapping(
-            bytes.as_ptr(),
-            record.as_mut_ptr().cast::<u8>(),
-            size_of::<T>(),
-        );
-        Some(record.assume_init())
-    }
+    // SAFETY: there are enough bytes; `Record` promises that they are a value.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// Takes the map `name` out of the object.
@@ -109,22 +101,11 @@ where
 pub struct Maps {
     policy: Array<MapData, Plain<Policy>>,
     daemon: Array<MapData, Plain<Daemon>>,
-    flows: HashMap<MapData, Plain<FlowKey>, FlowCopy>,
-    scopes: HashMap<MapData, Plain<Subject>, ScopeCopy>,
+    flows: HashMap<MapData, Plain<FlowKey>, FlowWords>,
+    uncounted: HashMap<MapData, Plain<FlowKey>, FlowWords>,
+    scopes: HashMap<MapData, Plain<Subject>, ScopeWords>,
     tallies: PerCpuHashMap<MapData, Plain<Subject>, Plain<Tallies>>,
     unhandled: PerCpuArray<MapData, u64>,
-}
-
-impl std::fmt::Debug for FlowCopy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        (**self).fmt(f)
-    }
-}
-
-impl std::fmt::Debug for ScopeCopy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        (**self).fmt(f)
-    }
 }
 
 impl Maps {
@@ -138,6 +119,7 @@ impl Maps {
             policy: take(ebpf, "POLICY")?,
             daemon: take(ebpf, "DAEMON")?,
             flows: take(ebpf, "FLOWS")?,
+            uncounted: take(ebpf, "UNCOUNTED")?,
             scopes: take(ebpf, "SCOPES")?,
             tallies: take(ebpf, "TALLIES")?,
             unhandled: take(ebpf, "UNHANDLED")?,
@@ -181,28 +163,34 @@ impl Maps {
 
     /// The attempt with this key, as it stands now.
     #[must_use]
-    pub fn flow(&self, key: &FlowKey) -> Option<FlowCopy> {
-        self.flows.get(&Plain(*key), 0).ok()
+    pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        let key = Plain(*key);
+        let found = self
+            .flows
+            .get(&key, 0)
+            .or_else(|_| self.uncounted.get(&key, 0));
+        found.ok().map(Flow::from)
     }
 
     /// Every attempt in the table.
-    pub fn flows(&self) -> impl Iterator<Item = (FlowKey, FlowCopy)> {
+    pub fn flows(&self) -> impl Iterator<Item = (FlowKey, Flow)> {
         self.flows
             .iter()
-            .filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow)))
+            .chain(self.uncounted.iter())
+            .filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow.into())))
     }
 
     /// The state of `scope`, as it stands now.
     #[must_use]
-    pub fn scope(&self, scope: &Subject) -> Option<ScopeCopy> {
-        self.scopes.get(&Plain(*scope), 0).ok()
+    pub fn scope(&self, scope: &Subject) -> Option<Scope> {
+        self.scopes.get(&Plain(*scope), 0).ok().map(Scope::from)
     }
 
     /// Every scope with its state.
-    pub fn scopes(&self) -> impl Iterator<Item = (Subject, ScopeCopy)> {
+    pub fn scopes(&self) -> impl Iterator<Item = (Subject, Scope)> {
         self.scopes
             .iter()
-            .filter_map(|entry| entry.ok().map(|(Plain(key), scope)| (key, scope)))
+            .filter_map(|entry| entry.ok().map(|(Plain(key), scope)| (key, scope.into())))
     }
 
     /// What happened in `scope`, on all CPUs together.

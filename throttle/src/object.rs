@@ -29,8 +29,10 @@ pub const fn bytes() -> &'static [u8] {
 /// How many entries the maps have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
-    /// Unanswered attempts.
+    /// Unanswered attempts that are counted or wait.
     pub flows: u32,
+    /// Unanswered attempts that were admitted uncounted.
+    pub uncounted: u32,
     /// Known endpoints.
     pub endpoints: u32,
     /// Sockets with an attempt.
@@ -46,33 +48,24 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Lines of one scope that the table of flows has room for by default.
-    const LINES_EXPECTED: u64 = 16;
-    /// Flows for which the table has room by default: it fits 32 MiB with the
-    /// rest.
-    const FLOWS_DEFAULT_MAX: u64 = 1 << 16;
-
     /// The sizes for these settings on a machine with `cpus` possible CPUs.
     ///
-    /// The table of flows is bounded by limit + rate x (timeout + max-delay x
-    /// lines). Each CPU has a share of it of its own, and all attempts may come
-    /// from one CPU, so it is made `cpus` times as large as memory allows.
+    /// The table of flows is bounded by limit + rate x timeout + what may be
+    /// queued. Each CPU has a share of its own, and all attempts may come from
+    /// one CPU: one full line has room in each share.
     #[must_use]
     pub fn new(policy: &Policy, cpus: usize) -> Self {
-        let rate_times = |span_ns: u64| span_ns / policy.interval_ns.max(1);
-        let needed = policy.limit
-            + rate_times(policy.attempt_timeout_ns)
-            + Self::LINES_EXPECTED * rate_times(policy.max_delay_ns);
-        // What one full line needs, it gets, whatever that costs.
-        let least = policy.limit + rate_times(policy.attempt_timeout_ns) + 2 * policy.line_capacity;
-        let flows = (needed * cpus.max(1) as u64)
-            .clamp(1 << 14, Self::FLOWS_DEFAULT_MAX)
-            .max(least.next_multiple_of(1 << 10));
-        let flows = u32::try_from(flows).unwrap_or(u32::MAX);
+        let cpus = cpus.max(1) as u64;
+        let counted = policy.limit + policy.attempt_timeout_ns / policy.interval_ns.max(1);
+        let in_all = counted + policy.queue_capacity;
+        let in_each = counted + policy.line_capacity;
+        let flows = (2 * in_all).max(in_each * cpus).max(1 << 14);
+        let entries = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Self {
-            flows,
-            endpoints: 1 << 15,
-            sockets: flows,
+            flows: entries(flows),
+            uncounted: entries((1 << 14).max(256 * cpus)),
+            endpoints: entries((1 << 15).max(512 * cpus)),
+            sockets: entries(flows),
             scopes: 1 << 10,
             lines: 1 << 13,
             tallies: 1 << 8,
@@ -89,7 +82,9 @@ impl Sizes {
             48 + key.next_multiple_of(8) + value.next_multiple_of(8)
         }
         let of = |entries: u32, element: usize| entries as usize * element;
-        of(self.flows, element(size_of::<FlowKey>(), size_of::<Flow>()))
+        let flow = element(size_of::<FlowKey>(), size_of::<Flow>());
+        of(self.flows, flow)
+            + of(self.uncounted, flow)
             + of(self.endpoints, element(size_of::<Endpoint>(), 8))
             + of(self.sockets, element(8, size_of::<FlowKey>()))
             + of(
@@ -127,6 +122,7 @@ impl Object {
                       and CONFIG_SOCK_CGROUP_DATA";
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("FLOWS", sizes.flows)
+            .map_max_entries("UNCOUNTED", sizes.uncounted)
             .map_max_entries("ENDPOINTS", sizes.endpoints)
             .map_max_entries("SOCKETS", sizes.sockets)
             .map_max_entries("SCOPES", sizes.scopes)
@@ -246,23 +242,33 @@ mod tests {
 
     #[test]
     fn the_defaults_fit_thirty_two_mebibytes() {
-        for cpus in [1, 2, 8, 64, 128] {
-            let sizes = Sizes::new(&Policy::default(), cpus);
-            assert!(
-                sizes.bytes(cpus) <= 32 << 20,
-                "{cpus} CPUs: {} bytes",
-                sizes.bytes(cpus)
-            );
+        for cpus in [1, 2, 8, 32, 64] {
+            let bytes = Sizes::new(&Policy::default(), cpus).bytes(cpus);
+            assert!(bytes <= 32 << 20, "{cpus} CPUs: {bytes} bytes");
         }
+        // Beyond, it is a fraction of a mebibyte for each CPU.
+        let bytes = Sizes::new(&Policy::default(), 256).bytes(256);
+        assert!(bytes <= 110 << 20, "{bytes} bytes");
     }
 
     #[test]
-    fn a_full_line_always_has_room() {
-        let policy = Policy {
-            line_capacity: 1 << 18,
-            limit: 1_000,
-            ..Policy::default()
-        };
-        assert!(Sizes::new(&policy, 1).flows >= 2 << 18);
+    fn a_full_line_has_room_in_the_share_of_each_cpu() {
+        for cpus in [1, 2, 8, 64, 240] {
+            for policy in [
+                Policy::default(),
+                Policy {
+                    line_capacity: 1 << 14,
+                    limit: 1_000,
+                    ..Policy::default()
+                },
+            ] {
+                let counted = policy.limit + policy.attempt_timeout_ns / policy.interval_ns;
+                let share = u64::from(Sizes::new(&policy, cpus).flows) / cpus as u64;
+                assert!(
+                    share >= counted + policy.line_capacity,
+                    "{cpus} CPUs: {share}"
+                );
+            }
+        }
     }
 }

@@ -3,18 +3,19 @@
 use std::{
     io::{self, Write},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel},
     },
     thread,
     time::Duration,
 };
 
-use log::{error, warn};
+use log::warn;
 use tokio::sync::Notify;
 
 use crate::{
+    Error, Result,
     encode::{Format, Host},
     event::{Event, What},
 };
@@ -39,7 +40,8 @@ pub struct Output {
 
 #[derive(Debug, Default)]
 struct Closed {
-    is: AtomicBool,
+    /// Set once: why nothing more gets out.
+    why: OnceLock<io::Error>,
     notify: Notify,
 }
 
@@ -61,11 +63,7 @@ impl Output {
                     lines += "\n";
                 }
                 if let Err(error) = to.write_all(lines.as_bytes()).and_then(|()| to.flush()) {
-                    // A reader that has gone away is no trouble.
-                    if error.kind() != io::ErrorKind::BrokenPipe {
-                        error!("write events: {error}; throttle ends");
-                    }
-                    end.is.store(true, Ordering::SeqCst);
+                    let _ = end.why.set(error);
                     end.notify.notify_waiters();
                     return;
                 }
@@ -97,11 +95,21 @@ impl Output {
         }
     }
 
-    /// Waits until the reader has gone away.
-    pub async fn closed(&self) {
+    /// Waits until nothing more can be written.
+    ///
+    /// # Errors
+    ///
+    /// When that is not because the reader has gone away, which is no trouble.
+    pub async fn closed(&self) -> Result<()> {
         let notified = self.closed.notify.notified();
-        if !self.closed.is.load(Ordering::SeqCst) {
+        if self.closed.why.get().is_none() {
             notified.await;
+        }
+        match self.closed.why.get() {
+            Some(why) if why.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::failed("write events", why.to_string()))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 

@@ -24,17 +24,24 @@ use crate::{
     resend::{Frame, PacketSocket},
 };
 
-/// When to try again after the device would not take a frame, or the kernel
-/// gave a release to somebody else: 50 ms.
+/// When to try again after the device would not take a frame, or a copy came to
+/// nothing: 50 ms.
 const AGAIN_NS: u64 = 50 * NANOS_PER_MILLI;
 
 /// How long the daemon sleeps at most while somebody waits: 100 ms. Nobody tells
 /// it when an unanswered attempt times out, and its place is free then.
 const LOOK_EVERY_NS: u64 = 100 * NANOS_PER_MILLI;
 
-/// How many a line holds before what has ended is looked for in it. The kernel
-/// bounds those that wait; this bounds those that have given up.
+/// How many a scope holds before what has ended is looked for among them. The
+/// kernel bounds those that wait; this bounds those that have given up.
 const PRUNE_AT: usize = 1_024;
+
+/// How long an attempt is left out at most after its copy came to nothing: 5 s.
+const ASIDE_MAX_NS: u64 = 5_000 * NANOS_PER_MILLI;
+
+/// After how many copies in a row that came to nothing they are taken not to get
+/// through at all.
+const STUCK_AT: u32 = 100;
 
 /// A deferred attempt, as it waits in its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +56,8 @@ pub struct Waiting {
     pub seen_ns: u64,
     /// Its SYN.
     pub frame: Frame,
+    /// How many copies of it came to nothing.
+    fruitless: u32,
 }
 
 impl Waiting {
@@ -61,6 +70,7 @@ impl Waiting {
             first_ns: record.first_ns,
             seen_ns: record.seen_ns,
             frame: Frame::new(record)?,
+            fruitless: 0,
         })
     }
 }
@@ -91,17 +101,35 @@ pub trait Kernel {
 }
 
 /// The lines of one scope.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lines {
     turns: Turns<Subject, Waiting>,
+    /// Attempts whose copies came to nothing, with when they get back into their
+    /// line: they hold nobody up meanwhile.
+    aside: Vec<(u64, Subject, Waiting)>,
     /// When to look again, in monotonic nanoseconds.
     look_at_ns: u64,
+    /// How many there may be before what has ended is looked for.
+    prune_at: usize,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self {
+            turns: Turns::default(),
+            aside: Vec::new(),
+            look_at_ns: 0,
+            prune_at: PRUNE_AT,
+        }
+    }
 }
 
 /// The lines of all scopes.
 #[derive(Debug, Default)]
 pub struct Queue {
     scopes: HashMap<Subject, Lines>,
+    /// Copies in a row that came to nothing.
+    fruitless: u32,
 }
 
 /// How many offers are made in one go, before the daemon sees to its other
@@ -112,7 +140,10 @@ impl Queue {
     /// How many stand in all lines, those that have given up included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.scopes.values().map(|lines| lines.turns.len()).sum()
+        self.scopes
+            .values()
+            .map(|lines| lines.turns.len() + lines.aside.len())
+            .sum()
     }
 
     /// Whether nobody waits.
@@ -128,15 +159,19 @@ impl Queue {
         lines
             .turns
             .insert(owner, waiting, |waiting| waiting.first_ns);
-        // At each doubling beyond the threshold: the cost stays linear.
-        let len = lines.turns.line_len(&owner);
-        if len >= PRUNE_AT && len.is_power_of_two() {
-            let gone = lines
-                .turns
-                .prune(&owner, |w| kernel.still_waits(&w.key, w.isn));
-            debug!("{gone} of {len} attempts in a line had given up");
+        if lines.turns.len() >= lines.prune_at {
+            let gone = lines.turns.prune_all(|w| kernel.still_waits(&w.key, w.isn));
+            debug!("{gone} of those who waited had given up");
+            // At each doubling: the cost stays linear.
+            lines.prune_at = PRUNE_AT.max(2 * lines.turns.len());
         }
         lines.look_at_ns = 0;
+    }
+
+    /// Whether copies do not get through at all.
+    #[must_use]
+    pub const fn is_stuck(&self) -> bool {
+        self.fruitless >= STUCK_AT
     }
 
     /// There may be room in `scope`: look at it next time.
@@ -155,26 +190,43 @@ impl Queue {
     /// Offers to each scope whose time has come what it can give.
     pub fn serve(&mut self, kernel: &mut impl Kernel) {
         let now_ns = kernel.now_ns();
+        let fruitless = &mut self.fruitless;
         self.scopes.retain(|scope, lines| {
             if lines.look_at_ns <= now_ns {
-                lines.serve(kernel, scope);
+                lines.take_back(now_ns);
+                lines.serve(kernel, scope, fruitless);
             }
-            !lines.turns.is_empty()
+            !(lines.turns.is_empty() && lines.aside.is_empty())
         });
     }
 }
 
 impl Lines {
-    fn serve(&mut self, kernel: &mut impl Kernel, scope: &Subject) {
+    /// Puts those that have been left out long enough back into their lines.
+    fn take_back(&mut self, now_ns: u64) {
+        let mut at = 0;
+        while at < self.aside.len() {
+            if self.aside[at].0 <= now_ns {
+                let (_, owner, waiting) = self.aside.swap_remove(at);
+                self.turns
+                    .insert(owner, waiting, |waiting| waiting.first_ns);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    fn serve(&mut self, kernel: &mut impl Kernel, scope: &Subject, fruitless: &mut u32) {
         for _ in 0..OFFERS_AT_ONCE {
+            let now_ns = kernel.now_ns();
             let Some((_, head)) = self.turns.head() else {
+                self.look_at_ns = now_ns + LOOK_EVERY_NS;
                 return;
             };
             if !kernel.still_waits(&head.key, head.isn) {
                 self.turns.skip();
                 continue;
             }
-            let now_ns = kernel.now_ns();
             let Some(supply) = kernel.supply(scope) else {
                 self.look_at_ns = now_ns + AGAIN_NS;
                 return;
@@ -183,25 +235,47 @@ impl Lines {
                 self.look_at_ns = supply.next_release_ns.min(now_ns + LOOK_EVERY_NS);
                 return;
             }
-            if let Err(error) = kernel.offer(head) {
-                debug!("re-send a deferred SYN: {error}");
-                if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) {
-                    // The device is gone. If there is another way, its sender
-                    // will take it, and the SYN is handed over anew.
-                    self.turns.skip();
-                    continue;
+            match kernel.offer(head) {
+                Ok(()) if !kernel.still_waits(&head.key, head.isn) => {
+                    *fruitless = 0;
+                    self.turns.serve();
                 }
-                self.look_at_ns = now_ns + AGAIN_NS;
-                return;
+                // Somebody else got it in this moment, or the copy did not reach
+                // the program.
+                Ok(()) => {
+                    *fruitless = fruitless.saturating_add(1);
+                    self.set_aside(now_ns);
+                }
+                Err(error) => {
+                    debug!("re-send a deferred SYN: {error}");
+                    match error.raw_os_error() {
+                        // The device is gone. If there is another way, its
+                        // sender will take it, and the SYN is handed over anew.
+                        Some(libc::ENXIO | libc::ENODEV) => {
+                            self.turns.skip();
+                        }
+                        // The device is down, or has no room just now.
+                        Some(libc::ENETDOWN | libc::ENOBUFS | libc::EAGAIN) => {
+                            self.look_at_ns = now_ns + AGAIN_NS;
+                            return;
+                        }
+                        // It is this frame that the device does not take.
+                        Some(_) | None => self.set_aside(now_ns),
+                    }
+                }
             }
-            if kernel.still_waits(&head.key, head.isn) {
-                // Somebody else got it in this moment.
-                self.look_at_ns = now_ns + AGAIN_NS;
-                return;
-            }
-            self.turns.serve();
         }
         self.look_at_ns = 0;
+    }
+
+    /// Leaves the head out for a while, the longer the more often its copies
+    /// came to nothing, and passes the turn on.
+    fn set_aside(&mut self, now_ns: u64) {
+        if let Some((owner, mut waiting)) = self.turns.serve() {
+            let pause_ns = (AGAIN_NS << waiting.fruitless.min(7)).min(ASIDE_MAX_NS);
+            waiting.fruitless += 1;
+            self.aside.push((now_ns + pause_ns, owner, waiting));
+        }
     }
 }
 
@@ -269,6 +343,10 @@ mod tests {
         next_release_ns: u64,
         offered: Vec<u32>,
         refuse: Option<i32>,
+        /// The frame of this one is refused.
+        poison: Option<u32>,
+        /// Copies vanish on their way.
+        swallow: bool,
     }
 
     impl Kernel for Fake {
@@ -290,6 +368,12 @@ mod tests {
         fn offer(&mut self, waiting: &Waiting) -> io::Result<()> {
             if let Some(errno) = self.refuse {
                 return Err(io::Error::from_raw_os_error(errno));
+            }
+            if self.poison == Some(waiting.isn) {
+                return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+            }
+            if self.swallow {
+                return Ok(());
             }
             if self.room > 0 {
                 self.room -= 1;
@@ -423,6 +507,63 @@ mod tests {
         fake.now_ns = AGAIN_NS;
         queue.serve(&mut fake);
         assert_eq!(fake.offered, [1]);
+    }
+
+    #[test]
+    fn a_frame_that_the_device_does_not_take_holds_nobody_up() {
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                room: 9,
+                poison: Some(1),
+                ..Fake::default()
+            },
+        );
+        for isn in 1..=4 {
+            push(&mut queue, &fake, 1, isn);
+        }
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [2, 3, 4]);
+        assert_eq!(queue.len(), 1, "it is not forgotten");
+        fake.poison = None;
+        fake.now_ns = LOOK_EVERY_NS;
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [2, 3, 4, 1]);
+    }
+
+    #[test]
+    fn copies_that_never_arrive_are_noticed() {
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                room: 9,
+                swallow: true,
+                ..Fake::default()
+            },
+        );
+        push(&mut queue, &fake, 1, 1);
+        for _ in 0..STUCK_AT {
+            assert!(!queue.is_stuck());
+            queue.serve(&mut fake);
+            fake.now_ns += ASIDE_MAX_NS;
+        }
+        assert!(queue.is_stuck());
+    }
+
+    #[test]
+    fn many_owners_that_give_up_do_not_make_the_queue_grow() {
+        let (mut queue, fake) = (
+            Queue::default(),
+            Fake {
+                next_release_ns: 1_000,
+                ..Fake::default()
+            },
+        );
+        for isn in 1..=100_000 {
+            push(&mut queue, &fake, u64::from(isn), isn);
+            fake.waiting.borrow_mut().remove(&isn);
+        }
+        assert!(queue.len() <= PRUNE_AT, "{}", queue.len());
     }
 
     #[test]

@@ -75,14 +75,16 @@ impl Frame {
     #[must_use]
     pub fn mended(&self, waited_ms: u32) -> BytesMut {
         let mut bytes = BytesMut::from(&self.bytes[..]);
-        if let Some(at) = self.timestamp_offset() {
-            let value =
-                u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-            bytes[at..at + 4].copy_from_slice(&value.wrapping_add(waited_ms).to_be_bytes());
-        }
-        if let Some(checksum) = self.checksum(&bytes) {
-            let at = self.transport_offset + 16;
-            bytes[at..at + 2].copy_from_slice(&checksum);
+        if self.can_be_summed() {
+            if let Some(at) = self.timestamp_offset() {
+                let value =
+                    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+                bytes[at..at + 4].copy_from_slice(&value.wrapping_add(waited_ms).to_be_bytes());
+            }
+            if let Some(checksum) = self.checksum(&bytes) {
+                let at = self.transport_offset + 16;
+                bytes[at..at + 2].copy_from_slice(&checksum);
+            }
         }
         if self.vlan != 0 {
             let mut tagged = BytesMut::with_capacity(bytes.len() + VLAN_TAG_LEN);
@@ -106,6 +108,38 @@ impl Frame {
         match bytes.get(MAC_ADDRESSES_LEN..MAC_ADDRESSES_LEN + 2) {
             Some([high, low]) => u16::from_be_bytes([*high, *low]),
             _ => 0,
+        }
+    }
+
+    /// Whether the TCP checksum follows from what is in the frame. A first
+    /// fragment lacks the rest of the segment, and behind an IPv6 routing header
+    /// the checksum is over another destination (RFC 8200, 8.1): these leave as
+    /// they came.
+    fn can_be_summed(&self) -> bool {
+        const MORE_FRAGMENTS: u8 = 0x20;
+        const ROUTING: u8 = 43;
+        const FRAGMENT: u8 = 44;
+        const AUTHENTICATION: u8 = 51;
+        let ip = &self.bytes[self.network_offset..self.transport_offset];
+        match (ip.first().map(|first| first >> 4), ip.get(6)) {
+            (Some(4), Some(flags)) => flags & MORE_FRAGMENTS == 0,
+            (Some(6), Some(&next)) => {
+                let (mut next, mut at) = (next, 40);
+                while let Some(&[following, len]) = ip.get(at..at + 2) {
+                    if next == ROUTING || next == FRAGMENT {
+                        return false;
+                    }
+                    let units = usize::from(len);
+                    at += if next == AUTHENTICATION {
+                        (units + 2) * 4
+                    } else {
+                        (units + 1) * 8
+                    };
+                    next = following;
+                }
+                true
+            }
+            _ => false,
         }
     }
 
@@ -227,8 +261,11 @@ impl PacketSocket {
             self.mark = frame.mark;
         }
         if self.priority != frame.priority {
-            let priority = i32::try_from(frame.priority).unwrap_or(i32::MAX);
-            setsockopt(&self.socket, sockopt::Priority, &priority)?;
+            setsockopt(
+                &self.socket,
+                sockopt::Priority,
+                &frame.priority.cast_signed(),
+            )?;
             self.priority = frame.priority;
         }
         let bytes = frame.mended(waited_ms);
@@ -365,6 +402,23 @@ mod tests {
         assert_eq!(mended[12..16], [0x81, 0x00, 0x00, 0x07]);
         assert_eq!(frame.protocol(&mended), 0x8100);
         check(&mended, 5);
+    }
+
+    #[test]
+    fn a_fragment_and_a_routed_packet_leave_as_they_came() {
+        let (mut fragment, network, transport) = syn(false);
+        fragment[14 + 6] |= 0x20;
+        let frame = Frame::new(&record(&fragment, network, transport, 0)).unwrap();
+        assert_eq!(frame.mended(5), fragment);
+        let (plain, ..) = syn(true);
+        for (kind, leaves_alone) in [(0, false), (60, false), (43, true), (44, true)] {
+            let mut routed = plain.clone();
+            routed[14 + 6] = kind;
+            routed[14 + 5] += 8;
+            routed.splice(54..54, [6, 0, 0, 0, 0, 0, 0, 0]);
+            let frame = Frame::new(&record(&routed, 14, 62, 0)).unwrap();
+            assert_eq!(frame.mended(5) == routed, leaves_alone, "{kind}");
+        }
     }
 
     #[test]

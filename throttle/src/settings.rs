@@ -9,7 +9,7 @@ use throttle_common::{
     window::{MAX_SPAN_NS, MIN_SPAN_NS},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, object::Sizes};
 
 /// Highest limit: far above what one host can have half-open, and far below
 /// what a counter holds.
@@ -51,19 +51,28 @@ impl Rate {
 
     /// The rate of one release in `interval_ns`, in the unit that shows it best.
     #[must_use]
-    pub const fn from_interval(interval_ns: u64) -> Self {
+    pub fn from_interval(interval_ns: u64) -> Self {
         let interval_ns = if interval_ns == 0 { 1 } else { interval_ns };
-        if interval_ns <= NANOS_PER_SEC {
-            Self {
-                count: (NANOS_PER_SEC + interval_ns / 2) / interval_ns,
+        // An interval is rounded down to whole nanoseconds, and so is this: back
+        // and forth, the interval stays what it is.
+        let count_in = |unit: RateUnit| unit.nanos() / interval_ns;
+        let count = count_in(RateUnit::Second);
+        if count > 0
+            && (Self {
+                count,
                 unit: RateUnit::Second,
-            }
-        } else {
-            let minute = RateUnit::Minute.nanos();
-            Self {
-                count: (minute + interval_ns / 2) / interval_ns,
-                unit: RateUnit::Minute,
-            }
+            })
+            .interval_ns()
+                == interval_ns
+        {
+            return Self {
+                count,
+                unit: RateUnit::Second,
+            };
+        }
+        Self {
+            count: count_in(RateUnit::Minute),
+            unit: RateUnit::Minute,
         }
     }
 
@@ -253,6 +262,7 @@ impl Settings {
             max_delay_ns,
             known_for_ns: nanos(self.known_for),
             line_capacity: Policy::capacity(interval_ns, max_delay_ns),
+            queue_capacity: Policy::whole_queue(Policy::capacity(interval_ns, max_delay_ns)),
             mode: match self.mode {
                 Mode::Enforce => RawMode::Enforce,
                 Mode::Monitor => RawMode::Monitor,
@@ -265,17 +275,21 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// When a line would hold more attempts than the tables have room for.
+    /// When the tables would not fit in memory.
     pub fn check(&self) -> Result<()> {
-        /// What one scope may have queued: a table of flows of some 60 MB.
-        const CAPACITY_MAX: u64 = 1 << 18;
-        let capacity = self.policy().line_capacity;
-        if capacity > CAPACITY_MAX {
+        /// What the maps may take in the kernel, on a machine with few CPUs.
+        const BYTES_MAX: usize = 256 << 20;
+        let bytes = Sizes::new(&self.policy(), 1).bytes(1);
+        if bytes > BYTES_MAX {
             return Err(Error::Usage(format!(
-                "--rate {} over --max-delay {} lets {capacity} attempts wait in one line, more than \
-                 the {CAPACITY_MAX} there is room for: choose a lower rate or a shorter delay",
+                "--limit {} and --rate {} with --attempt-timeout {} and --max-delay {} need tables of \
+                 {} MiB, more than the {} MiB there are for them: choose a lower rate or shorter times",
+                self.limit,
                 self.rate,
+                humantime::format_duration(self.attempt_timeout),
                 humantime::format_duration(self.max_delay),
+                bytes >> 20,
+                BYTES_MAX >> 20,
             )));
         }
         Ok(())
@@ -289,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_read_and_written_alike() {
-        for text in ["1/s", "10/s", "30/m", "1/m", "100000/s"] {
+        for text in ["1/s", "10/s", "30/m", "1/m", "61/m", "90/m", "100000/s"] {
             let rate: Rate = text.parse().unwrap();
             assert_eq!(rate.to_string(), text);
         }
@@ -340,22 +354,34 @@ mod tests {
 
     #[test]
     fn a_queue_that_has_no_room_is_refused() {
-        let settings = Settings {
-            rate: Rate::per_second(100_000),
-            max_delay: Duration::from_secs(3_600),
+        let rate = Rate::per_second(10_000);
+        let hour = Duration::from_secs(3_600);
+        let long_queue = Settings {
+            rate,
+            max_delay: hour,
             ..Settings::default()
         };
-        assert!(settings.check().is_err());
+        assert!(long_queue.check().is_err());
+        let long_memory = Settings {
+            rate,
+            attempt_timeout: hour,
+            ..Settings::default()
+        };
+        assert!(long_memory.check().is_err());
         assert!(Settings::default().check().is_ok());
     }
 
     proptest! {
         #[test]
-        fn a_rate_survives_the_kernel(count in 1u64..=100_000) {
-            let rate = Rate::per_second(count);
-            // The interval is whole nanoseconds: exact up to 1 in 10,000.
+        fn a_rate_survives_the_kernel(count in 1u64..=100_000, per_minute in any::<bool>()) {
+            let unit = if per_minute { RateUnit::Minute } else { RateUnit::Second };
+            let rate = Rate { count, unit };
+            // The same to the nanosecond, in whichever unit.
             let back = Rate::from_interval(rate.interval_ns());
-            prop_assert!(back.count.abs_diff(count) <= count / 10_000 + 1);
+            prop_assert_eq!(back.interval_ns(), rate.interval_ns());
+            if count % 60 != 0 && count < 1_000 && per_minute {
+                prop_assert_eq!(back, rate);
+            }
         }
     }
 }

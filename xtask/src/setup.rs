@@ -44,7 +44,7 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
     let mut packages: Vec<_> = missing.map(|&(_, package)| package).collect();
     if let Err(error) = &toolchain {
         // Elsewhere these packages do not exist: the error says what else does.
-        if Distribution::of_this_machine() != Distribution::Debian {
+        if Distribution::of_this_machine() != Distribution::Debian12 {
             bail!("{error:#}");
         }
         packages.extend(CORE_PACKAGES);
@@ -147,9 +147,9 @@ pub(crate) fn cargo_install(name: &str, version: &str) -> Result<()> {
 /// What is known of this machine's packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Distribution {
-    /// Debian itself: all packages have the names we know.
-    Debian,
-    /// Made from Debian: the packages that everybody has do.
+    /// Debian 12: all packages have the names we know.
+    Debian12,
+    /// Another Debian, or made from it: the packages that everybody has do.
     LikeDebian,
     /// Any other.
     Other,
@@ -171,9 +171,10 @@ impl Distribution {
             let line = os_release.lines().find_map(|line| line.strip_prefix(key));
             line.unwrap_or_default().trim_matches('"')
         };
-        if value("ID=") == "debian" {
-            Self::Debian
-        } else if value("ID_LIKE=").split(' ').any(|like| like == "debian") {
+        let is_debian = value("ID=") == "debian";
+        if is_debian && value("VERSION_ID=") == "12" {
+            Self::Debian12
+        } else if is_debian || value("ID_LIKE=").split(' ').any(|like| like == "debian") {
             Self::LikeDebian
         } else {
             Self::Other
@@ -189,9 +190,14 @@ mod tests {
     fn a_distribution_is_known_by_its_os_release() {
         let of = Distribution::of;
         assert_eq!(
-            of("NAME=\"Debian GNU/Linux\"\nID=debian\n"),
-            Distribution::Debian
+            of("NAME=\"Debian GNU/Linux\"\nID=debian\nVERSION_ID=\"12\"\n"),
+            Distribution::Debian12
         );
+        assert_eq!(
+            of("ID=debian\nVERSION_ID=\"13\"\n"),
+            Distribution::LikeDebian
+        );
+        assert_eq!(of("ID=debian\n"), Distribution::LikeDebian);
         assert_eq!(of("ID=ubuntu\nID_LIKE=debian\n"), Distribution::LikeDebian);
         assert_eq!(
             of("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"),

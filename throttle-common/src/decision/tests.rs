@@ -533,9 +533,16 @@ impl Case {
             (Was::Counted | Was::Known, Offer::Daemon) if self.on_other_device => Again::HalfOpen,
             (Was::Counted | Was::Known, Offer::Daemon) => Again::NotNeeded,
             (Was::Counted, Offer::Sender) => Again::HalfOpen,
-            (Was::Known, Offer::Sender) if self.is_same_packet() => Again::HalfOpen,
+            // Sooner than any retransmission.
+            (Was::Known, Offer::Sender) if self.elapsed_ns < SAME_PACKET_NS => Again::HalfOpen,
             (Was::Known, Offer::Sender) => Again::NowCounted,
             (Was::Deferred, Offer::Daemon) => self.granted_or(Again::StillDeferred),
+            // The same packet on its way through a second device.
+            (Was::Deferred, Offer::Sender)
+                if self.on_other_device && self.elapsed_ns < SAME_PACKET_NS =>
+            {
+                Again::StillDeferred
+            }
             // The daemon keeps the order, of what it can send.
             (Was::Deferred, Offer::Sender)
                 if self.daemon_is_alive && !self.endpoint_is_known && !self.too_long =>
@@ -548,10 +555,6 @@ impl Case {
             }
             (Was::Deferred, Offer::Sender) => self.granted_or(Again::StillDeferred),
         }
-    }
-
-    fn is_same_packet(self) -> bool {
-        self.on_other_device && self.elapsed_ns < SAME_PACKET_NS
     }
 
     fn granted_or(self, otherwise: Again) -> Again {

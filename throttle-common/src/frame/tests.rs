@@ -597,13 +597,8 @@ fn fragments(table: &mut Table) {
     for len in [8, 16, 20, 23] {
         let packet = first4.around(&whole[..len]);
         // What an Ethernet pads is zero; a full buffer's remains may not be.
-        let reads = if len < 14 {
-            Reading::Nothing
-        } else {
-            Reading::Unreadable
-        };
         let name = format!("a first IPv4 fragment with {len} bytes of the TCP header, padded");
-        table.ethernet(name, padded(ether4(&packet)), reads);
+        table.ethernet(name, padded(ether4(&packet)), Reading::Unreadable);
         let noisy = with_data(ether4(&packet[..20 + len]), 40);
         let noisy = with_byte(noisy, 14 + 20 + 13, SYN);
         let noisy = with_byte(noisy, 14 + 20 + 12, 5 << 4);
@@ -760,7 +755,8 @@ fn flags(table: &mut Table) {
 fn ending_errors4() -> Vec<(u8, u8)> {
     let mut errors = Vec::new();
     errors.extend((0..=15).filter(|code| *code != 4).map(|code| (3, code)));
-    errors.extend([(11, 0), (11, 1)]);
+    // 11/1 is about fragments that were never whole.
+    errors.push((11, 0));
     errors.extend([(12, 0), (12, 1), (12, 2)]);
     errors
 }
@@ -1056,6 +1052,12 @@ fn malformed_frames(table: &mut Table) {
         let name = format!("version {version} on a device without Ethernet headers");
         table.ip(name, packet, Reading::Nothing);
     }
+    // An aggregate that is too large for its length field is no SYN.
+    let aggregate = |packet: Vec<u8>, at: usize| with_byte(with_byte(packet, at, 0), at + 1, 0);
+    let data4 = aggregate(FROM_CLIENT4.around(&with_data(asks(ACK), 40)), 2);
+    table.ethernet("an IPv4 aggregate", ether4(&data4), Reading::Nothing);
+    let data6 = aggregate(FROM_CLIENT6.around(&with_data(asks(ACK), 40)), 4);
+    table.ethernet("an IPv6 aggregate", ether6(&data6), Reading::Nothing);
     for total_len in [0, 19, 20, 39] {
         let packet = with_byte(ip4.clone(), 3, total_len);
         let name = format!("IPv4 that claims to be {total_len} bytes long");
@@ -1176,7 +1178,7 @@ fn of_all_icmp_types_and_codes_only_the_errors_end_an_attempt() {
             let quoted4 = FROM_CLIENT4.around(&asks(SYN));
             let frame = ether4(&FROM_ROUTER4.around(&icmp(kind, code, &quoted4)));
             // Codes that are not assigned yet are errors of their type.
-            let ends = matches!(kind, 3 | 11 | 12) && (kind, code) != (3, 4);
+            let ends = matches!(kind, 3 | 11 | 12) && !matches!((kind, code), (3, 4) | (11, 1));
             let reads = if ends {
                 error_about(attempt4())
             } else {
