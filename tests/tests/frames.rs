@@ -18,10 +18,10 @@ mod wire;
 use bench::{Bench, Beside, DROPPED, Entry, LOOPBACK, PASS, Record, SWALLOWED, interface};
 use build::{ACK, Dial, FIN, RST, SYN, TCP, VLAN, ether, table};
 use model::Model;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, thread, time::Duration};
 use throttle::clock::monotonic_ns;
 use throttle_common::{
-    decision::Verdict,
+    decision::{SAME_PACKET_NS, Verdict},
     flow::{FlowKey, Phase},
     frame::{self, Headers, Kind, Link, Quoted},
     policy::{Daemon, Mode, Policy},
@@ -44,9 +44,16 @@ const fn timeless(limit: u64) -> Policy {
         max_delay_ns: DAY,
         known_for_ns: DAY,
         line_capacity: 8,
+        queue_capacity: Policy::whole_queue(8),
         mode: Mode::Enforce as u32,
         scope: throttle_common::subject::SubjectKind::Interface as u32,
     }
+}
+
+/// Not a wait for something: what comes sooner is the same packet on its way
+/// through another device, or a duplicate, and no retransmission.
+fn let_a_retransmission_be_due() {
+    thread::sleep(Duration::from_nanos(SAME_PACKET_NS));
 }
 
 /// Numbers that look random and are the same in each run (SplitMix64).
@@ -289,7 +296,17 @@ fn named_frames_are_what_their_names_say() {
         for what in ["one tag", "one service tag", "two tags", "two tags of old"] {
             assert!(is_syn(&format!("{family}, SYN, {what}")), "{what}");
         }
-        for what in ["SYN, three tags", "SYN with a header too short, Ethernet"] {
+        for what in [
+            "SYN, three tags",
+            "SYN with a header too short, Ethernet",
+            "SYN of no length, Ethernet",
+            "SYN-ACK of no length, Ethernet",
+            "RST of no length, Ip",
+            "unreachable of no length, Ethernet",
+            "SYN in a first fragment of 13 bytes, padded, Ethernet",
+            "ACK in a first fragment of 13 bytes, padded, Ip",
+            "unreachable in a first fragment of 1 byte, padded, Ethernet",
+        ] {
             assert_eq!(
                 named(&format!("{family}, {what}")),
                 Reading::Unparsed,
@@ -303,6 +320,8 @@ fn named_frames_are_what_their_names_say() {
             "UDP",
             "RST without ACK",
             "SYN, last fragment",
+            "data of no length",
+            "ACK in a first fragment of 14 bytes, padded",
         ] {
             assert_eq!(
                 named(&format!("{family}, {what}, Ethernet")),
@@ -487,7 +506,6 @@ fn answers(dial: Dial) -> Vec<(String, build::Ip, Option<Tally>)> {
             (3, 10),
             (3, 13),
             (11, 0),
-            (11, 1),
             (12, 0),
         ]
     } else {
@@ -535,7 +553,16 @@ fn answers(dial: Dial) -> Vec<(String, build::Ip, Option<Tally>)> {
         );
     }
     let harmless: &[(u8, u8)] = if v4 {
-        &[(3, 4), (0, 0), (4, 0), (5, 1), (8, 0), (13, 0), (1, 0)]
+        &[
+            (3, 4),
+            (11, 1),
+            (0, 0),
+            (4, 0),
+            (5, 1),
+            (8, 0),
+            (13, 0),
+            (1, 0),
+        ]
     } else {
         &[
             (2, 0),
@@ -596,6 +623,7 @@ fn only_right_answers_end_an_attempt() {
                 // SYN that counts, the attempt by its end.
                 if known {
                     assert_eq!(bench.run(Entry::OutEgress, &dial.syn().ether()), PASS);
+                    let_a_retransmission_be_due();
                     assert_eq!(bench.run(Entry::OutEgress, &dial.syn().ether()), PASS);
                     assert!(!bench.is_known(&dial.key().endpoint()), "{what}");
                 }
@@ -912,8 +940,23 @@ fn a_known_endpoint_is_let_through_until_it_leaves_a_syn_unanswered() {
     assert_eq!(bench.counts(LOOPBACK), (3, 0), "they are not counted");
     assert_eq!(bench.tally(Tally::Known), 20);
 
+    // A duplicate says nothing.
+    let doubled = friend.by_port(52_000);
+    for _ in 0..3 {
+        assert_eq!(bench.run(Entry::OutEgress, &doubled.syn().ether()), PASS);
+    }
+    assert_eq!(
+        bench.maps.flow(&doubled.key()).unwrap().phase(),
+        Phase::Known
+    );
+    assert_eq!(bench.counts(LOOPBACK), (3, 0));
+    assert!(bench.is_known(&friend.key().endpoint()));
+
     // One of them is not answered.
+    let_a_retransmission_be_due();
     assert_eq!(bench.run(Entry::OutEgress, &next[0].syn().ether()), PASS);
+    let flow = bench.maps.flow(&next[0].key()).unwrap();
+    assert!(matches!(flow.phase(), Phase::Counted(_)));
     assert_eq!(bench.counts(LOOPBACK), (4, 0));
     assert!(!bench.is_known(&friend.key().endpoint()));
     let stranger = friend.by_port(60_000);
@@ -927,6 +970,30 @@ fn a_known_endpoint_is_let_through_until_it_leaves_a_syn_unanswered() {
     assert_eq!(bench.run(Entry::OutEgress, &stranger.syn().ether()), PASS);
     assert_eq!(bench.tally(Tally::Released), 1);
     assert_eq!(bench.counts(LOOPBACK), (5, 0));
+}
+
+#[test]
+fn an_endpoint_that_has_answered_since_stays_known_when_one_of_its_syns_is_lost() {
+    let bench = full(FIRST);
+    let [friend, ..] = FIRST;
+    let endpoint = friend.key().endpoint();
+    bench.run(Entry::InIngress, &friend.answered().ether());
+    let [lost, answered] = [51_000, 51_001].map(|port| friend.by_port(port));
+    for dial in [lost, answered] {
+        assert_eq!(bench.run(Entry::OutEgress, &dial.syn().ether()), PASS);
+    }
+    bench.run(Entry::InIngress, &answered.answered().ether());
+    let_a_retransmission_be_due();
+    assert_eq!(bench.run(Entry::OutEgress, &lost.syn().ether()), PASS);
+    assert_eq!(bench.counts(LOOPBACK), (3, 0), "it counts from now on");
+    assert!(bench.is_known(&endpoint));
+    // One that it has not answered anything after is forgotten by.
+    let silent = friend.by_port(51_002);
+    assert_eq!(bench.run(Entry::OutEgress, &silent.syn().ether()), PASS);
+    let_a_retransmission_be_due();
+    assert_eq!(bench.run(Entry::OutEgress, &silent.syn().ether()), PASS);
+    assert_eq!(bench.counts(LOOPBACK), (4, 0));
+    assert!(!bench.is_known(&endpoint));
 }
 
 #[test]
@@ -975,6 +1042,38 @@ fn what_finds_its_line_full_is_swallowed_and_not_remembered() {
     assert_eq!(bench.tally(Tally::Deferred), 2);
     assert_eq!(bench.counts(LOOPBACK), (3, 2));
     assert!(bench.records().is_empty());
+}
+
+#[test]
+fn what_finds_the_whole_queue_full_is_swallowed_and_not_remembered() {
+    let bench = full_by(
+        FIRST,
+        &Policy {
+            queue_capacity: 2,
+            ..timeless(3)
+        },
+    );
+    for n in 0..5 {
+        assert_eq!(
+            bench.run(Entry::OutEgress, &Dial::v4(n).syn().ether()),
+            SWALLOWED
+        );
+    }
+    assert_eq!(bench.tally(Tally::Deferred), 2);
+    assert_eq!(bench.tally(Tally::Overflowed), 3);
+    assert_eq!(bench.counts(LOOPBACK), (3, 2));
+    assert_eq!(bench.unhandled("unaccountable"), 0);
+    for n in 2..5 {
+        assert!(bench.maps.flow(&Dial::v4(n).key()).is_none());
+    }
+    // Those who did not fit take no place in their line either: one that gives
+    // up makes room for one.
+    for (isn, deferred) in [(1, 3), (2, 4)] {
+        let again = Dial::v4(0).with_isn(isn);
+        assert_eq!(bench.run(Entry::OutEgress, &again.syn().ether()), SWALLOWED);
+        assert_eq!(bench.tally(Tally::Deferred), deferred);
+    }
+    assert_eq!(bench.counts(LOOPBACK), (3, 2));
 }
 
 #[test]
@@ -1065,6 +1164,56 @@ fn a_frame_too_long_for_a_record_waits_for_its_sender() {
     }
 }
 
+/// A device keeps the outermost tag of what comes in beside the frame. With two
+/// more in it, a copy would have three, and could not be read.
+#[test]
+fn a_frame_with_three_tags_waits_for_its_sender() {
+    let namespace = Namespace::new("tags");
+    for family in ["all", "default"] {
+        namespace.set_sysctl(&format!("net.ipv6.conf.{family}.disable_ipv6"), "1");
+    }
+    namespace.ip("link add name eth0 up type veth peer name far0");
+    namespace.ip("link set far0 up");
+    let [near, far] = ["eth0", "far0"].map(|device| namespace.ifindex(device));
+    namespace.run(|| {
+        wait_until("the carrier of far0", Duration::from_secs(5), || {
+            namespace.ip("link show far0").contains("LOWER_UP")
+        });
+        let mut bench = Bench::new(&timeless(1));
+        bench.daemon_is_alive(7);
+        let _link = bench.attach_to_ingress(Entry::OutIngress, "eth0");
+        let socket = wire::socket(far);
+        for (sent, (tags, too_long)) in (1..).zip([
+            (&[][..], None),
+            (&[VLAN], Some(false)),
+            (&[VLAN, VLAN], Some(false)),
+            (&[VLAN, VLAN, VLAN], Some(true)),
+        ]) {
+            let dial = Dial::v4(sent);
+            wire::send(&socket, &dial.syn().tagged(tags));
+            wait_until("the frame to come in", Duration::from_secs(5), || {
+                let seen = bench.maps.tallies(&interface(near)).get(Tally::Attempts);
+                seen == u64::from(sent)
+            });
+            let flow = bench.maps.flow(&dial.key()).unwrap();
+            let handed = bench.records().into_iter().find_map(|record| match record {
+                Record::Deferred(deferred) => Some(deferred),
+                Record::LimitReached(_) | Record::Room(_) => None,
+            });
+            let Some(too_long) = too_long else {
+                assert!(matches!(flow.phase(), Phase::Counted(_)));
+                continue;
+            };
+            assert_eq!(flow.phase(), Phase::Deferred, "{} tags", tags.len());
+            assert_eq!(flow.too_long != 0, too_long, "{} tags", tags.len());
+            assert_eq!(handed.is_none(), too_long, "{} tags", tags.len());
+            assert!(handed.is_none_or(|deferred| deferred.vlan != 0));
+        }
+        assert_eq!(bench.unhandled("frame_too_long"), 1);
+        assert_eq!(bench.unhandled("unparsed"), 0);
+    });
+}
+
 #[test]
 fn the_same_addresses_with_another_number_are_a_new_attempt() {
     let bench = full(FIRST);
@@ -1132,6 +1281,32 @@ fn a_packet_that_passes_several_devices_is_one_attempt() {
         let flow = bench.maps.flow(&friend.key()).unwrap();
         assert_eq!(flow.phase(), Phase::Known);
         assert!(bench.is_known(&friend.key().endpoint()));
+        // One that waits, too: there is room, and it is no retransmission.
+        let waiting = [Dial::v4(3), Dial::v4(4)];
+        let full = Dial::v4(5);
+        for (dial, code) in [
+            (full, PASS),
+            (waiting[0], SWALLOWED),
+            (waiting[1], SWALLOWED),
+        ] {
+            let got = bench.run_beside(Entry::OutEgress, &dial.syn().ether(), at(upper));
+            assert_eq!(got, code);
+        }
+        bench.daemon_hangs(7);
+        let reset = full.reset(full.isn.wrapping_add(1));
+        bench.run_beside(Entry::InIngress, &reset.ether(), at(upper));
+        assert_eq!(bench.counts(upper), (2, 2));
+        let [waiting, _] = waiting;
+        for (ifindex, code) in [(lower, SWALLOWED), (upper, PASS), (lower, PASS)] {
+            let got = bench.run_beside(Entry::OutEgress, &waiting.syn().ether(), at(ifindex));
+            assert_eq!(got, code, "on {ifindex}");
+        }
+        assert_eq!(bench.counts(upper), (3, 1));
+        bench.run_beside(
+            Entry::InIngress,
+            &waiting.reset(waiting.isn.wrapping_add(1)).ether(),
+            at(upper),
+        );
         // The answer passes both as well.
         for ifindex in [lower, upper] {
             bench.run_beside(
@@ -1140,7 +1315,7 @@ fn a_packet_that_passes_several_devices_is_one_attempt() {
                 at(ifindex),
             );
         }
-        assert_eq!(bench.counts(upper), (1, 0));
+        assert_eq!(bench.counts(upper), (1, 1));
         assert_eq!(bench.unhandled("unparsed"), 0);
     });
 }
@@ -1186,6 +1361,9 @@ fn the_kernel_decides_as_the_core_does_on_the_host() {
         let mut numbers = Numbers(seed);
         let mut codes = [0_usize; 2];
         for round in 0..PACKETS {
+            if round % 250 == 249 {
+                let_a_retransmission_be_due();
+            }
             // Few endpoints, few ports, few numbers.
             let host = u8::try_from(1 + numbers.below(4)).unwrap();
             let dial = Dial {

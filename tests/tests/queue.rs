@@ -1,10 +1,12 @@
 //! Who goes out next: nobody waits behind the dead, and lines take turns.
 
-use std::{ops::Range, time::Duration};
+use etherparse::PacketBuilder;
+use std::{net::SocketAddr, ops::Range, time::Duration};
 use throttle_tests::{
     Capture, Cgroup, Lab, Pace,
-    addresses::dead,
+    addresses::{self, dead},
     dial::{DialProgram, now_ns},
+    inject::Forger,
     timing::millis,
 };
 
@@ -170,4 +172,55 @@ fn a_full_line_sends_the_rest_away_and_loses_nobody() {
         "a line of 20, 60 attempts: all out after {:.1} s, {counts:?}",
         millis(times[0], times[59]) / 1e3
     );
+}
+
+/// Whoever can send raw packets, or has data for its first one, can put a SYN
+/// into its line that the device does not take any more when its time has come.
+#[test]
+fn a_syn_that_the_device_does_not_take_holds_nobody_up() {
+    const IPV4: u16 = 0x0800;
+    const PACE: Pace = Pace {
+        limit: 1,
+        per_second: 2,
+    };
+    let lab = Lab::plain();
+    let throttle = PACE.throttle(&lab.client, &lab.device, &[]);
+    let capture = lab.capture();
+    let _held = lab.dial([dead(0)]);
+    let held = capture.wait_for_syn_to(dead(0), SOON);
+    let Some((ours, theirs)) = held.macs else {
+        panic!("not on an Ethernet")
+    };
+    let SocketAddr::V4(stuck) = dead(1) else {
+        panic!("{} is of version 6", dead(1))
+    };
+    let builder = PacketBuilder::ethernet2(ours, theirs)
+        .ipv4(addresses::CLIENT.octets(), stuck.ip().octets(), 64)
+        .tcp(50_000, stuck.port(), 0x1234_5678, 64_240)
+        .syn();
+    let mut frame = Vec::new();
+    assert!(builder.write(&mut frame, &[b'd'; 100]).is_ok());
+    Forger::new(&lab.client, &lab.device).send(IPV4, &frame);
+    lab.client.ip(&format!("link set {} mtu 100", lab.device));
+    assert_eq!(capture.attempts(), 1, "it got out before it was too large");
+
+    let honest: Vec<SocketAddr> = (2..7).map(dead).collect();
+    let _attempts = lab.dial(honest.iter().copied());
+    let syns = capture.wait_for_attempts(6, SOON);
+    let out: Vec<SocketAddr> = syns[1..].iter().map(|syn| syn.dst).collect();
+    assert_eq!(out, honest, "in order of arrival, past the stuck one");
+
+    // It is not given up either.
+    lab.client.ip(&format!("link set {} mtu 1500", lab.device));
+    capture.wait_for_syn_to(dead(1), 2 * SOON);
+    let times: Vec<u64> = capture
+        .finish()
+        .first_syns()
+        .iter()
+        .map(|syn| syn.at_ns)
+        .collect();
+    PACE.assert_line(&times, Duration::ZERO);
+    let finished = throttle.stop();
+    let counted = finished.stderr.contains("not_taken");
+    assert!(counted, "{}", finished.stderr);
 }

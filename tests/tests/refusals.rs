@@ -262,6 +262,10 @@ fn settings_that_make_no_sense_are_refused_with_what_to_write() {
             &["--rate", "100000/s", "--max-delay", "1h"],
             &["--rate 100000/s", "--max-delay 1h", "lower rate"],
         ),
+        (
+            &["--attempt-timeout", "1h", "--rate", "10000/s"],
+            &["--attempt-timeout 1h", "256 MiB", "lower rate"],
+        ),
     ] {
         let args = [&["-i", "eth0"], args].concat();
         assert_says(&refused(&namespace, &args), USAGE, parts);
@@ -890,6 +894,37 @@ fn it_ends_quietly_when_nobody_reads_its_events() {
             "{}",
             finished.stderr
         );
+        AtWork::assert_left_nothing(&before, &lab.client, &held);
+    }
+}
+
+#[test]
+fn events_that_cannot_be_written_end_it_with_an_error_and_nothing_left_behind() {
+    for hook in HOOKS {
+        let lab = Lab::plain();
+        let before = HookState::of(&lab.client);
+        let mut process = lab
+            .client
+            .program("bash")
+            .args(["-c", r#"exec "$0" "$@" > /dev/full"#])
+            .arg(Throttle::path())
+            .args([
+                "run", "-i", "eth0", "-o", "json", "--limit", "2", "--hook", hook,
+            ])
+            .env("RUST_LOG", "info")
+            .start();
+        wait_until("throttle to be at work", SOON, || {
+            process
+                .stderr()
+                .iter()
+                .any(|line| line.contains("attached"))
+        });
+        let held = Held::by(process.pid());
+        let _attempts = lab.dial((0..5).map(dead));
+        wait_until("throttle to end", SOON, || process.ended().is_some());
+        let finished = process.wait(SOON);
+        let parts = ["write events", "No space left on device", "detached"];
+        assert_says(&finished, FAILED, &parts);
         AtWork::assert_left_nothing(&before, &lab.client, &held);
     }
 }

@@ -152,14 +152,23 @@ impl Bench {
     /// Attaches an entry to what leaves a device of the calling thread's
     /// namespace, until the link is dropped.
     pub(crate) fn attach_to_egress(&mut self, entry: Entry, device: &str) -> SchedClassifierLink {
+        self.attach(entry, device, TcAttachType::Egress)
+    }
+
+    /// The same to what comes in by a device.
+    pub(crate) fn attach_to_ingress(&mut self, entry: Entry, device: &str) -> SchedClassifierLink {
+        self.attach(entry, device, TcAttachType::Ingress)
+    }
+
+    fn attach(&mut self, entry: Entry, device: &str, at: TcAttachType) -> SchedClassifierLink {
         let program = self.object.classifier(entry.name(Link::Ethernet)).unwrap();
         let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let by_tcx = program.attach_with_options(device, TcAttachType::Egress, first);
+        let by_tcx = program.attach_with_options(device, at, first);
         let id = by_tcx.unwrap_or_else(|_| {
             // Before Linux 6.6. An error here is one of the attachment.
             let _ = tc::qdisc_add_clsact(device);
             let last = TcAttachOptions::Netlink(NlOptions::default());
-            let by_clsact = program.attach_with_options(device, TcAttachType::Egress, last);
+            let by_clsact = program.attach_with_options(device, at, last);
             by_clsact.unwrap()
         });
         program.take_link(id).unwrap()

@@ -177,6 +177,8 @@ impl Dial {
             option_words: 0,
             fragment: 0,
             extensions: Vec::new(),
+            endless: false,
+            padding: Vec::new(),
         }
     }
 
@@ -240,6 +242,10 @@ pub(crate) struct Ip {
     option_words: u8,
     fragment: u16,
     extensions: Vec<(u8, u8)>,
+    /// Whether its length field says 0.
+    endless: bool,
+    /// What lies behind its end.
+    padding: Vec<u8>,
 }
 
 impl Ip {
@@ -267,12 +273,30 @@ impl Ip {
         self
     }
 
-    /// The packet.
+    /// With 0 in its length field, as an aggregate that is too large for it.
+    pub(crate) fn endless(mut self) -> Self {
+        self.endless = true;
+        self
+    }
+
+    /// Ends behind `len` bytes of its payload. The rest stays where it is, and is
+    /// padding.
+    pub(crate) fn ends_behind(mut self, len: usize) -> Self {
+        self.padding = self.payload.split_off(len);
+        self
+    }
+
+    /// The packet, and what lies behind it.
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        match self.dial.family {
-            Family::V4 => self.v4(),
-            Family::V6 => self.v6(),
+        let (mut bytes, length_at) = match self.dial.family {
+            Family::V4 => (self.v4(), 2),
+            Family::V6 => (self.v6(), 4),
+        };
+        if self.endless {
+            bytes[length_at..length_at + 2].fill(0);
         }
+        bytes.extend(&self.padding);
+        bytes
     }
 
     fn v4(&self) -> Vec<u8> {
@@ -450,6 +474,42 @@ fn packets(dial: Dial) -> Vec<(String, Ip)> {
     );
     add("UDP", dial.out(UDP, &[0; 40]));
 
+    // Too large for the length field, and such as never are.
+    add(
+        "data of no length",
+        out(dial.asks(ACK | PSH).options(3).data(600)).endless(),
+    );
+    add("SYN of no length", dial.syn().endless());
+    add("SYN-ACK of no length", dial.syn_ack(right).endless());
+    add("RST of no length", dial.reset(right).endless());
+    add(
+        "unreachable of no length",
+        dial.unreachable(dial.isn).endless(),
+    );
+    add(
+        "echo of no length",
+        dial.error(if dial.family == Family::V4 { 8 } else { 128 }, 0, &[0; 40])
+            .endless(),
+    );
+    add("UDP of no length", dial.out(UDP, &[0; 40]).endless());
+
+    // What lies behind a fragment's end is not part of it.
+    for len in [0, 1, 12, 13, 14, 19] {
+        let bytes = if len == 1 { "byte" } else { "bytes" };
+        for (what, packet) in [
+            ("SYN", dial.syn()),
+            ("ACK", out(dial.asks(ACK))),
+            ("SYN-ACK", dial.syn_ack(right)),
+            ("RST", dial.reset(right)),
+            ("unreachable", dial.unreachable(dial.isn)),
+        ] {
+            add(
+                &format!("{what} in a first fragment of {len} {bytes}, padded"),
+                packet.fragment(0, true).ends_behind(len),
+            );
+        }
+    }
+
     // Malformed.
     let with = |packet: Ip, at: usize, value: u8| {
         let mut packet = packet;
@@ -479,6 +539,7 @@ fn packets(dial: Dial) -> Vec<(String, Ip)> {
         ("fragmentation needed", 3, 4),
         ("forbidden", 3, 13),
         ("time exceeded", 11, 0),
+        ("reassembly time exceeded", 11, 1),
         ("parameter problem", 12, 0),
         ("redirect", 5, 1),
         ("type 1", 1, 4),

@@ -115,8 +115,12 @@ impl Model {
                 flow.goes_out();
                 self.count(Tally::Released);
             }
+            // Unless the endpoint has answered another one meanwhile.
             Again::NowCounted => {
-                self.endpoints.insert(key.endpoint(), 0);
+                let first_ns = flow.first_ns;
+                self.endpoints
+                    .entry(key.endpoint())
+                    .and_modify(|at_ns| *at_ns = if *at_ns <= first_ns { 0 } else { *at_ns });
             }
             Again::HandOver => self.hand_over(key, frame_len),
             Again::StillDeferred | Again::NotNeeded | Again::HalfOpen => {}
