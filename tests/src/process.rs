@@ -6,7 +6,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::{
         prctl::set_pdeathsig,
-        signal::{Signal, kill},
+        signal::{SigHandler, Signal, kill},
     },
     unistd::{Gid, Pid, Uid, setgid, setgroups, setuid},
 };
@@ -155,6 +155,12 @@ impl Program {
         } = self;
         let procs = cgroup.as_ref().map(Cgroup::open_procs);
         let enter = move || -> io::Result<()> {
+            // A shell's background job and `nohup` have them ignored, which is
+            // inherited; a test that sends one means it.
+            for ignored in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
+                // SAFETY: the default action is no handler.
+                unsafe { nix::sys::signal::signal(ignored, SigHandler::SigDfl)? };
+            }
             if let Some(procs) = &procs {
                 nix::unistd::write(procs, b"0")?;
             }
