@@ -305,7 +305,6 @@ impl Throttle {
     fn keeps_queue(&mut self) -> bool {
         if self.settings.pacing.resends() && self.keeper.queue.is_stuck() && !self.keeper.gave_up {
             self.keeper.gave_up = true;
-            self.keeper.queue = Queue::default();
             warn!(
                 "deferred SYNs that are re-sent do not reach the program on the device: something \
                  before it drops them. From now on they go out when their senders retransmit"
@@ -316,6 +315,8 @@ impl Throttle {
 
     fn serve(&mut self) {
         if !self.keeps_queue() {
+            // Records that were on their way would keep it awake.
+            self.keeper.queue = Queue::default();
             return;
         }
         let Keeper {
