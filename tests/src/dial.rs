@@ -430,15 +430,32 @@ fn await_outcomes(epoll: &Epoll, open: &Mutex<Vec<Open>>) {
             if attempt.outcome != Outcome::Pending {
                 continue;
             }
-            let after = now - *started;
-            attempt.outcome = match socket::getsockopt(socket, sockopt::SocketError).unwrap() {
-                0 => Outcome::Connected { after },
-                errno => Outcome::Failed {
-                    errno: Errno::from_raw(errno),
-                    after,
-                },
-            };
+            if let Some(outcome) = outcome_of(socket, event.events(), now - *started) {
+                attempt.outcome = outcome;
+            }
         }
+    }
+}
+
+/// What became of an attempt whose socket is ready; none yet if it was woken for
+/// nothing.
+fn outcome_of(socket: &OwnedFd, ready: EpollFlags, after: Duration) -> Option<Outcome> {
+    loop {
+        match socket::getsockopt(socket, sockopt::SocketError).unwrap() {
+            0 => {}
+            errno => {
+                let errno = Errno::from_raw(errno);
+                return Some(Outcome::Failed { errno, after });
+            }
+        }
+        if socket::getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok() {
+            return Some(Outcome::Connected { after });
+        }
+        // An error is sometimes told of a moment before it can be read.
+        if !ready.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+            return None;
+        }
+        thread::yield_now();
     }
 }
 
