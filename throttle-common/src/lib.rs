@@ -9,6 +9,7 @@
 //! (how time is cut into buckets), [`counter`] (a count that heals itself),
 //! [`place`] (the receipt for one unit of a count), [`release`] (the fixed
 //! rate), [`policy`] (the settings), [`subject`] (whom a count belongs to),
+//! [`process`] (who has a socket),
 //! [`scope`] and [`flow`] (the state of a scope and of an attempt),
 //! [`decision`] (the rules), [`frame`] (what a packet says) and [`record`]
 //! (what the kernel tells the daemon).
@@ -32,6 +33,7 @@ pub mod flow;
 pub mod frame;
 pub mod place;
 pub mod policy;
+pub mod process;
 pub mod record;
 pub mod release;
 pub mod scope;

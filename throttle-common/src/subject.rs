@@ -10,7 +10,8 @@ pub enum SubjectKind {
     Cgroup = 2,
     /// A user; the id is the uid.
     User = 3,
-    /// A process; the id is the tgid.
+    /// A process; the id is the tgid, and when it started (see
+    /// [`Subject::process`]).
     Process = 4,
     /// A source address; the id is the address (IPv4 mapped into IPv6).
     Source = 5,
@@ -62,6 +63,21 @@ impl Subject {
         }
     }
 
+    /// The process `tgid` that started at `start_ns` (nanoseconds since boot; 0
+    /// if that is unknown): one that gets the same number later is another.
+    #[inline(always)]
+    #[must_use]
+    pub const fn process(tgid: u32, start_ns: u64) -> Self {
+        let mut subject = Self::numbered(SubjectKind::Process, tgid as u64);
+        let start = start_ns.to_ne_bytes();
+        let mut at = 0;
+        while at < start.len() {
+            subject.id[8 + at] = start[at];
+            at += 1;
+        }
+        subject
+    }
+
     /// The source address `address` (IPv4 mapped into IPv6).
     #[inline(always)]
     #[must_use]
@@ -71,6 +87,15 @@ impl Subject {
             reserved: 0,
             id: address,
         }
+    }
+
+    /// When the process started, in nanoseconds since boot; meaningless for
+    /// anything else.
+    #[inline(always)]
+    #[must_use]
+    pub const fn start_ns(&self) -> u64 {
+        let i = &self.id;
+        u64::from_ne_bytes([i[8], i[9], i[10], i[11], i[12], i[13], i[14], i[15]])
     }
 
     /// The numeric id; for a source address the number is meaningless.

@@ -9,7 +9,7 @@ use log::{debug, error, info, warn};
 use nix::libc;
 use throttle_common::{
     NANOS_PER_MILLI,
-    policy::Daemon as Heartbeat,
+    policy::{Daemon as Heartbeat, Mode as RawMode},
     record::{Deferred, LimitReached, RecordKind, Room, Tallies},
     subject::{Subject, SubjectKind},
 };
@@ -23,13 +23,15 @@ use crate::{
     Error, Result, Settings,
     attach::{Attachment, Hook},
     clock,
-    event::{Episode, What, calendar_ns},
+    event::{self, Count, Episode, What},
     interface::{self, Interface},
     maps::{self, Maps},
+    name::Name,
     object::{Object, Sizes},
     output::Output,
     queue::{Live, Queue, Waiting},
     resend::PacketSocket,
+    settings::{Mode, Rate},
 };
 
 /// How often the daemon says that it is alive.
@@ -403,7 +405,7 @@ impl Throttle {
     }
 
     fn name(&self, subject: &Subject) -> String {
-        let named = crate::event::Named::new(subject, name_in(&self.names, subject));
+        let named = event::Scope::new(subject, name_in(&self.names, subject).map(Name::new));
         format!("{} {}", named.kind, named.name)
     }
 }
@@ -496,8 +498,40 @@ fn take_in(
         }
         RecordKind::LimitReached => {
             let record: LimitReached = maps::record(bytes)?;
-            let episode = Episode::new(&record, |subject| name_in(names, subject));
-            output.tell(calendar_ns(&record), What::LimitReached(Box::new(episode)));
+            let at_ns = clock::calendar_ns(record.at_ns);
+            let (source, destination) = event::ends(&record.key);
+            let name = |subject: &Subject| name_in(names, subject).map(Name::new);
+            let interface = Subject::numbered(SubjectKind::Interface, record.ifindex.into());
+            let episode = Episode {
+                id: event::new_id(at_ns),
+                scope: event::Scope::new(&record.scope, name(&record.scope)),
+                interface: event::Interface {
+                    index: record.ifindex,
+                    name: name(&interface).unwrap_or_default(),
+                },
+                mode: if record.mode == RawMode::Enforce as u32 {
+                    Mode::Enforce
+                } else {
+                    Mode::Monitor
+                },
+                limit: record.limit,
+                rate: Rate::from_interval(record.interval_ns),
+                half_open: record.half_open,
+                queued: record.queued,
+                peak_half_open: record.half_open,
+                peak_queued: record.queued,
+                start_ns: at_ns,
+                duration_ns: 0,
+                totals: Tallies::default(),
+                source,
+                destination,
+                programs: Vec::new(),
+                program_count: Count::default(),
+                destination_count: Count::default(),
+                destinations: Vec::new(),
+                ending: None,
+            };
+            output.tell(at_ns, What::LimitReached(Box::new(episode)));
         }
         RecordKind::Room => {
             let record: Room = maps::record(bytes)?;

@@ -15,6 +15,7 @@ pub mod error;
 pub mod event;
 pub mod interface;
 pub mod maps;
+pub mod name;
 pub mod object;
 pub mod output;
 pub mod queue;

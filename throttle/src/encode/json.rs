@@ -6,13 +6,11 @@ use serde_json::{Value, json};
 
 use super::Host;
 use crate::{
-    event::{Episode, Event, MESSAGE, Named, What},
+    event::{CODE, Episode, Event, MESSAGE, Scope, What},
     settings::Mode,
 };
 
 const ECS_VERSION: &str = "9.4.0";
-/// The number of the original's event in the Windows event log.
-const CODE: &str = "4226";
 /// Medium, on the scale from 1 to 10 that the other formats use.
 const SEVERITY: u8 = 6;
 
@@ -47,7 +45,9 @@ fn object(event: &Event, host: &Host) -> Value {
         },
     });
     let more = match &event.what {
-        What::LimitReached(episode) => reached(episode, &time, host),
+        What::LimitReached(episode) | What::LimitOngoing(episode) | What::LimitCleared(episode) => {
+            reached(episode, &time, host)
+        }
         What::Lost { events } => lost(*events),
     };
     merge(&mut object, more);
@@ -69,7 +69,6 @@ fn lost(events: u64) -> Value {
 fn reached(episode: &Episode, time: &str, host: &Host) -> Value {
     let Episode {
         scope,
-        owner,
         interface,
         limit,
         half_open,
@@ -78,6 +77,7 @@ fn reached(episode: &Episode, time: &str, host: &Host) -> Value {
         mode,
         source,
         destination,
+        ..
     } = episode;
     let mut event = json!({
         "kind": "alert",
@@ -116,14 +116,13 @@ fn reached(episode: &Episode, time: &str, host: &Host) -> Value {
             "ip": destination.ip().to_string(),
             "port": destination.port(),
         },
-        "observer": { "egress": { "interface": { "id": interface.id, "name": interface.name } } },
+        "observer": { "egress": { "interface": { "id": interface.index.to_string(), "name": interface.name.as_str() } } },
         "related": {
             "ip": [source.ip().to_string(), destination.ip().to_string()],
             "hosts": [host.name],
         },
         "throttle": {
             "scope": named(scope),
-            "owner": named(owner),
             "limit": limit,
             "half_open": half_open,
             "queued": queued,
@@ -133,8 +132,8 @@ fn reached(episode: &Episode, time: &str, host: &Host) -> Value {
     })
 }
 
-fn named(named: &Named) -> Value {
-    json!({ "kind": named.kind, "id": named.id, "name": named.name })
+fn named(named: &Scope) -> Value {
+    json!({ "kind": named.kind, "id": named.id, "name": named.name.as_str() })
 }
 
 /// Puts the fields of `more` into `into`, objects into objects.

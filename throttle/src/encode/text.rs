@@ -11,7 +11,9 @@ use crate::{
 pub fn line(event: &Event) -> String {
     let time = super::time(event.at_ns);
     let line = match &event.what {
-        What::LimitReached(episode) => format!("{time} limit reached on {}", reached(episode)),
+        What::LimitReached(episode) | What::LimitOngoing(episode) | What::LimitCleared(episode) => {
+            format!("{time} limit reached on {}", reached(episode))
+        }
         What::Lost { events } => {
             format!("{time} {events} events were lost: nobody took them in time")
         }
@@ -24,7 +26,6 @@ pub fn line(event: &Event) -> String {
 fn reached(episode: &Episode) -> String {
     let Episode {
         scope,
-        owner,
         limit,
         half_open,
         queued,
@@ -39,8 +40,8 @@ fn reached(episode: &Episode) -> String {
         Mode::Monitor => format!("monitored only; {rate} would be released"),
     };
     format!(
-        "{} {}: {MESSAGE} half-open {half_open}, limit {limit}, queued {queued}; {done}; by {} {}, \
+        "{} {}: {MESSAGE} half-open {half_open}, limit {limit}, queued {queued}; {done} \
          for example {source} -> {destination}",
-        scope.kind, scope.name, owner.kind, owner.name,
+        scope.kind, scope.name,
     )
 }
