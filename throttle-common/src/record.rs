@@ -1,6 +1,6 @@
 //! What the kernel tells the daemon, and what it counts.
 
-use crate::{flow::FlowKey, subject::Subject};
+use crate::{flow::FlowKey, process::Process, subject::Subject};
 
 /// Longest frame that a record carries, in bytes. A SYN without data is at most
 /// 14 + 8 (two tags) + 60 (IPv4 with options) + 60 (TCP) = 142 bytes; IPv6
@@ -49,6 +49,8 @@ pub struct Deferred {
     pub scope: Subject,
     /// Whose line it stands in.
     pub owner: Subject,
+    /// The process whose socket it is, if that is known.
+    pub process: Process,
     /// Its addresses and ports.
     pub key: FlowKey,
     /// Its initial sequence number.
@@ -84,6 +86,8 @@ pub struct LimitReached {
     pub scope: Subject,
     /// Whose attempt it was.
     pub owner: Subject,
+    /// The process whose socket it was, if that is known.
+    pub process: Process,
     /// Half-open attempts counted then.
     pub half_open: u64,
     /// Deferred attempts then, this one included.
@@ -112,8 +116,8 @@ pub struct Room {
 
 const _: () = {
     // No padding: every byte that crosses the boundary is somebody's.
-    assert!(size_of::<Deferred>() == 8 + 16 + 48 + 36 + 7 * 4 + FRAME_MAX);
-    assert!(size_of::<LimitReached>() == 16 + 48 + 32 + 4 + 36);
+    assert!(size_of::<Deferred>() == 8 + 16 + 48 + 64 + 36 + 7 * 4 + FRAME_MAX);
+    assert!(size_of::<LimitReached>() == 16 + 48 + 64 + 32 + 4 + 36);
     assert!(size_of::<Room>() == 32);
 };
 
@@ -143,10 +147,12 @@ pub enum Tally {
     Aborted,
     /// Counted attempts that nobody ended within the timeout.
     Expired,
+    /// Episodes of which the daemon was told.
+    Episodes,
 }
 
 /// How many [`Tally`] there are.
-pub const TALLIES: usize = 11;
+pub const TALLIES: usize = 12;
 
 /// The tallies of one scope on one CPU; index with a [`Tally`].
 #[repr(C)]
@@ -167,6 +173,7 @@ impl Tallies {
         "unreachable",
         "aborted",
         "expired",
+        "episodes",
     ];
 
     /// One of them.
@@ -198,7 +205,7 @@ pub enum Unhandled {
     FrameTooLong,
     /// Copies that the daemon sent for attempts that were gone: swallowed.
     NotNeeded,
-    /// Endpoints or sockets that could not be remembered.
+    /// Endpoints, or sockets that connect, that could not be remembered.
     Forgotten,
     /// Packets for which the deciding program was not there.
     StepMissing,

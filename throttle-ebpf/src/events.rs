@@ -3,14 +3,15 @@
 
 use aya_ebpf::{macros::map, maps::RingBuf};
 use throttle_common::{
-    flow::{Flow, FlowKey},
+    flow::{Attempt, Flow},
     policy::Policy,
+    process::Process,
     record::{Deferred, FRAME_MAX, LimitReached, RecordKind, Room, Unhandled},
     scope::Scope,
     subject::Subject,
 };
 
-use crate::{scratch::Seen, skb::Skb, unhandled};
+use crate::{scratch::Seen, skb::Skb, sockets, unhandled};
 
 /// Sized when loaded.
 #[map(name = "EVENTS")]
@@ -52,6 +53,7 @@ pub fn deferred(skb: &Skb, seen: &Seen, flow: &Flow, now_ns: u64) -> bool {
             (&raw mut (*record).seen_ns).write(now_ns);
             (&raw mut (*record).scope).write(flow.scope);
             (&raw mut (*record).owner).write(flow.owner);
+            write_process(&raw mut (*record).process, flow.cookie);
             (&raw mut (*record).key).write(seen.key);
             (&raw mut (*record).isn).write(flow.isn);
             (&raw mut (*record).ifindex).write(skb.ifindex());
@@ -67,31 +69,46 @@ pub fn deferred(skb: &Skb, seen: &Seen, flow: &Flow, now_ns: u64) -> bool {
     })
 }
 
-/// An episode began in `scope` with the attempt `key`. `false` if that could
+/// Writes down who has the socket `cookie`.
+///
+/// # Safety
+///
+/// `to` must be valid for writes.
+#[inline(always)]
+unsafe fn write_process(to: *mut Process, cookie: u64) {
+    match sockets::process_of(cookie) {
+        // SAFETY: as promised by the caller.
+        Some(process) => unsafe { to.write(*process) },
+        // SAFETY: as above.
+        None => unsafe { to.write(Process::default()) },
+    }
+}
+
+/// An episode began in the scope of `attempt`, with that. `false` if that could
 /// not be told.
 #[inline(always)]
 pub fn limit_reached(
     policy: &Policy,
-    (subject, scope): (&Subject, &Scope),
-    owner: &Subject,
-    key: &FlowKey,
-    ifindex: u32,
+    scope: &Scope,
+    attempt: &Attempt,
+    seen: &Seen,
     now_ns: u64,
 ) -> bool {
     send(|record: *mut LimitReached| {
         // SAFETY: as in `deferred`.
         unsafe {
             (&raw mut (*record).kind).write(RecordKind::LimitReached as u32);
-            (&raw mut (*record).ifindex).write(ifindex);
+            (&raw mut (*record).ifindex).write(attempt.ifindex);
             (&raw mut (*record).at_ns).write(now_ns);
-            (&raw mut (*record).scope).write(*subject);
-            (&raw mut (*record).owner).write(*owner);
+            (&raw mut (*record).scope).write(attempt.scope);
+            (&raw mut (*record).owner).write(attempt.owner);
+            write_process(&raw mut (*record).process, attempt.cookie);
             (&raw mut (*record).half_open).write(scope.half_open.total());
             (&raw mut (*record).queued).write(scope.queued.total());
             (&raw mut (*record).limit).write(policy.limit);
             (&raw mut (*record).interval_ns).write(policy.interval_ns);
             (&raw mut (*record).mode).write(policy.mode);
-            (&raw mut (*record).key).write(*key);
+            (&raw mut (*record).key).write(seen.key);
         }
         true
     })

@@ -16,7 +16,7 @@ use crate::{
     scratch::{self, Seen},
     settings,
     skb::Skb,
-    sockets, tallies, unhandled,
+    tallies, unhandled,
 };
 
 /// What a packet on its way in is to the throttle. What it says is noted.
@@ -163,7 +163,6 @@ pub fn finish(flow: &Flow, how: Tally) {
         return;
     }
     tallies::count(&flow.scope, how);
-    sockets::forget(flow.cookie);
     if let Some(scope) = scope
         && let Some((policy, daemon)) = settings::get()
         && daemon.generation != 0

@@ -7,6 +7,7 @@ use throttle_common::{
     flow::{Attempt, Entry, Flow},
     frame::{self, Headers, Kind, Layout, Link, Syn},
     policy::Mode,
+    process::Process,
     record::{FRAME_MAX, Step, Tally, Unhandled},
     scope::Scope,
     subject::{LineKey, Subject, SubjectKind},
@@ -282,22 +283,34 @@ fn retire(context: &Context<'_>, subject: &Subject, scope: &Scope) {
     );
 }
 
-/// The scope whose limit an attempt counts against.
+/// The scope whose limit an attempt counts against. Where it is not known whose
+/// it is, the next best: an attempt never counts against a stranger.
 #[inline(always)]
-fn scope_of(skb: &Skb, scope_kind: u32, syn: &Seen) -> Subject {
+fn scope_of(skb: &Skb, scope_kind: u32, syn: &Seen, process: Option<&Process>) -> Subject {
     match SubjectKind::from_raw(scope_kind) {
         Some(SubjectKind::Source) => Subject::source(syn.key.source),
-        Some(SubjectKind::Cgroup) => Subject::numbered(SubjectKind::Cgroup, skb.cgroup_id()),
-        // Users and processes are known once sockets have owners.
-        Some(SubjectKind::Interface | SubjectKind::User | SubjectKind::Process) | None => {
+        Some(SubjectKind::Cgroup) => owner_of(skb, syn, None),
+        Some(SubjectKind::User) => match process {
+            Some(process) => Subject::numbered(SubjectKind::User, u64::from(process.uid)),
+            None => match skb.socket_uid() {
+                Some(uid) => Subject::numbered(SubjectKind::User, u64::from(uid)),
+                None => Subject::source(syn.key.source),
+            },
+        },
+        Some(SubjectKind::Process) => owner_of(skb, syn, process),
+        Some(SubjectKind::Interface) | None => {
             Subject::numbered(SubjectKind::Interface, u64::from(skb.ifindex()))
         }
     }
 }
 
-/// Whose line an attempt stands in: its socket's cgroup, else its source.
+/// Whose line an attempt stands in: its process, else its socket's cgroup, else
+/// its source.
 #[inline(always)]
-fn owner_of(skb: &Skb, syn: &Seen) -> Subject {
+fn owner_of(skb: &Skb, syn: &Seen, process: Option<&Process>) -> Subject {
+    if let Some(process) = process {
+        return process.subject();
+    }
     match skb.cgroup_id() {
         0 => Subject::source(syn.key.source),
         id => Subject::numbered(SubjectKind::Cgroup, id),
@@ -313,24 +326,34 @@ fn is_known(context: &Context<'_>, syn: &Seen) -> bool {
     )
 }
 
+/// Notes what is known of a new attempt.
 #[inline(always)]
-fn attempt_of(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Attempt {
-    Attempt {
-        isn: syn.number,
-        data_len: syn.data_len,
-        ifindex: skb.ifindex(),
-        cookie: skb.socket_cookie(),
-        scope: scope_of(skb, context.policy.scope, syn),
-        owner: owner_of(skb, syn),
+fn note_attempt(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Option<&'static Attempt> {
+    scratch::note_attempt(|to| {
+        let cookie = skb.socket_cookie();
+        let process = sockets::process_of(cookie);
         // With a tag beside the frame, and two in it, a copy could not be read.
-        too_long: skb.len() as usize > FRAME_MAX
-            || (skb.vlan() != 0 && syn.network_offset >= TWO_TAGS),
-    }
+        let too_long =
+            skb.len() as usize > FRAME_MAX || (skb.vlan() != 0 && syn.network_offset >= TWO_TAGS);
+        // SAFETY: `to` is valid for writes. Every field is written, one by one:
+        // the whole would stand on the stack.
+        unsafe {
+            (&raw mut (*to).isn).write(syn.number);
+            (&raw mut (*to).data_len).write(syn.data_len);
+            (&raw mut (*to).ifindex).write(skb.ifindex());
+            (&raw mut (*to).cookie).write(cookie);
+            (&raw mut (*to).scope).write(scope_of(skb, context.policy.scope, syn, process));
+            (&raw mut (*to).owner).write(owner_of(skb, syn, process));
+            (&raw mut (*to).too_long).write(too_long);
+        }
+    })
 }
 
 #[inline(always)]
 fn admit(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
-    let attempt = attempt_of(skb, context, syn);
+    let Some(attempt) = note_attempt(skb, context, syn) else {
+        return Verdict::Pass;
+    };
     let Some(scope) = scopes::get_or_make(&attempt.scope) else {
         unhandled::count(Unhandled::ScopeTableFull);
         return Verdict::Pass;
@@ -344,9 +367,9 @@ fn admit(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             steps::go_on(skb, Step::Defer);
             return Verdict::Pass;
         }
-        Admission::Unaccountable => return pass_unaccounted(&attempt),
+        Admission::Unaccountable => return pass_unaccounted(attempt),
     };
-    if !insert(skb, context, syn, &attempt, entry) {
+    if !insert(skb, context, syn, attempt, entry) {
         decision::undo(scope, None, entry);
         return Verdict::Pass;
     }
@@ -392,7 +415,9 @@ fn warn_of_full_table(skb: &Skb, before: u64) {
 #[inline(always)]
 fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
     let Context { policy, now_ns, .. } = *context;
-    let attempt = attempt_of(skb, context, syn);
+    let Some(attempt) = scratch::attempt() else {
+        return Verdict::Pass;
+    };
     let (Some(scope), Some(line)) = (
         scopes::get_or_make(&attempt.scope),
         scopes::line_or_make(&LineKey {
@@ -401,7 +426,7 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
         }),
     ) else {
         unhandled::count(Unhandled::ScopeTableFull);
-        return pass_unaccounted(&attempt);
+        return pass_unaccounted(attempt);
     };
     let episode_begins = match decision::defer(context, scope, line) {
         Deferral::Unaccountable => {
@@ -417,7 +442,7 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             entry,
             episode_begins,
         } => {
-            if !insert(skb, context, syn, &attempt, entry) {
+            if !insert(skb, context, syn, attempt, entry) {
                 decision::undo(scope, Some(line), entry);
                 return Verdict::Pass;
             }
@@ -428,17 +453,12 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             episode_begins
         }
     };
-    if episode_begins
-        && !events::limit_reached(
-            policy,
-            (&attempt.scope, scope),
-            &attempt.owner,
-            &syn.key,
-            attempt.ifindex,
-            now_ns,
-        )
-    {
-        scope.forget_episode(now_ns);
+    if episode_begins {
+        if events::limit_reached(policy, scope, attempt, syn, now_ns) {
+            tallies::count(&attempt.scope, Tally::Episodes);
+        } else {
+            scope.forget_episode(now_ns);
+        }
     }
     match policy.mode() {
         Mode::Enforce => Verdict::Swallow,

@@ -9,7 +9,7 @@
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use throttle_common::{
-    flow::{Flow, FlowKey},
+    flow::{Attempt, Flow, FlowKey},
     policy::ONLY,
 };
 
@@ -38,6 +38,8 @@ pub struct Seen {
 pub struct Scratch {
     /// What was read from the packet.
     pub seen: Seen,
+    /// What is known of the attempt, if the packet is the SYN of a new one.
+    attempt: Attempt,
     /// Room to put a new entry together.
     flow: Flow,
 }
@@ -66,6 +68,25 @@ pub fn seen() -> Option<&'static Seen> {
     // SAFETY: this CPU's own, see above; written before the packet is decided
     // about, and not again until the next one.
     Some(unsafe { &(*SCRATCH.get_ptr(ONLY)?).seen })
+}
+
+/// Has it written down what is known of a new attempt.
+#[inline(always)]
+#[must_use]
+pub fn note_attempt(write: impl FnOnce(*mut Attempt)) -> Option<&'static Attempt> {
+    let scratch = SCRATCH.get_ptr_mut(ONLY)?;
+    // SAFETY: this CPU's own, see above; nothing refers to its attempt by now.
+    write(unsafe { &raw mut (*scratch).attempt });
+    attempt()
+}
+
+/// What is known of the new attempt.
+#[inline(always)]
+#[must_use]
+pub fn attempt() -> Option<&'static Attempt> {
+    // SAFETY: this CPU's own, see above; written before the packet is decided
+    // about, and not again until the next one.
+    Some(unsafe { &(*SCRATCH.get_ptr(ONLY)?).attempt })
 }
 
 /// Puts an entry together, to be copied into the table.

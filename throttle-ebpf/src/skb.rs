@@ -4,8 +4,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::{
-        bpf_get_socket_cookie, bpf_redirect, bpf_skb_cgroup_id, bpf_skb_load_bytes,
-        bpf_skb_pull_data,
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_redirect, bpf_skb_cgroup_id,
+        bpf_skb_load_bytes, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
@@ -126,6 +126,16 @@ impl Skb {
     pub fn cgroup_id(&self) -> u64 {
         // SAFETY: a valid context.
         unsafe { bpf_skb_cgroup_id(self.skb) }
+    }
+
+    /// The user whose socket sent the packet; none if it has no socket here.
+    #[inline(always)]
+    pub fn socket_uid(&self) -> Option<u32> {
+        if self.socket_cookie() == 0 {
+            return None;
+        }
+        // SAFETY: a valid context.
+        Some(unsafe { bpf_get_socket_uid(self.skb) })
     }
 
     /// Copies the first `len` bytes of the frame to `to`.

@@ -1,10 +1,10 @@
-//! Ends that never touch the wire: a socket that is closed, killed, or gives up
-//! while its attempt is unanswered.
+//! Sockets that begin to connect, and ends that never touch the wire: a socket
+//! that is closed, killed, or gives up while its attempt is unanswered.
 
 use aya_ebpf::{helpers::bpf_get_socket_cookie, programs::BtfTracePointContext};
 use throttle_common::record::Tally;
 
-use crate::{flows, inbound, sockets};
+use crate::{current, flows, inbound, sockets};
 
 /// `TCP_ESTABLISHED` of include/net/tcp_states.h.
 const TCP_ESTABLISHED: i32 = 1;
@@ -18,6 +18,11 @@ const TCP_CLOSE: i32 = 7;
 #[inline(always)]
 pub fn changed(context: &BtfTracePointContext) {
     let (from, to): (i32, i32) = (context.arg(1), context.arg(2));
+    if to == TCP_SYN_SENT {
+        // Called by `connect()` itself, before the SYN is made.
+        sockets::connects(cookie_of(context), current::process(context));
+        return;
+    }
     if from != TCP_SYN_SENT {
         return;
     }
@@ -28,10 +33,7 @@ pub fn changed(context: &BtfTracePointContext) {
         TCP_ESTABLISHED => Tally::Answered,
         _ => return,
     };
-    let socket: *const core::ffi::c_void = context.arg(0);
-    // SAFETY: the tracepoint hands over a live socket; the verifier checks its
-    // type.
-    let cookie = unsafe { bpf_get_socket_cookie(socket.cast_mut()) };
+    let cookie = cookie_of(context);
     let Some(key) = sockets::attempt_of(cookie) else {
         return;
     };
@@ -41,4 +43,12 @@ pub fn changed(context: &BtfTracePointContext) {
         inbound::finish(flow, how);
         flows::remove(&key);
     }
+}
+
+#[inline(always)]
+fn cookie_of(context: &BtfTracePointContext) -> u64 {
+    let socket: *const core::ffi::c_void = context.arg(0);
+    // SAFETY: the tracepoint hands over a live socket; the verifier checks its
+    // type.
+    unsafe { bpf_get_socket_cookie(socket.cast_mut()) }
 }

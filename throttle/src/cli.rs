@@ -7,7 +7,7 @@ use throttle::{
     Settings,
     attach::Hook,
     encode::Format,
-    settings::{Direction, Mode, Pacing, Rate, parse_duration, parse_limit, parse_span},
+    settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
 
 /// Limits half-open outbound TCP connections.
@@ -56,6 +56,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     known_for: Duration,
 
+    /// What the limit applies to: each has its own count and queue
+    #[arg(long, value_enum, default_value = "interface")]
+    scope: Scope,
+
     /// What is done with attempts over the limit
     #[arg(long, value_enum, default_value = "enforce")]
     mode: Mode,
@@ -85,6 +89,7 @@ impl Run {
             attempt_timeout: self.attempt_timeout,
             max_delay: self.max_delay,
             known_for: self.known_for,
+            scope: self.scope,
             mode: self.mode,
             direction: self.direction,
             pacing: self.pacing,

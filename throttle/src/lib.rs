@@ -1,8 +1,8 @@
 //! A limit on half-open outbound TCP connections, enforced in the kernel.
 //!
 //! Read the modules in this order: [`settings`] (what an operator chooses),
-//! [`interface`] (what a device is), [`object`] (the eBPF programs and maps,
-//! loaded), [`attach`] (the programs on a device), [`maps`] (typed access to the
+//! [`interface`] (what a device is), [`layout`] (where the kernel keeps things),
+//! [`object`] (the eBPF programs and maps, loaded), [`attach`] (the programs on a device), [`maps`] (typed access to the
 //! maps), [`resend`] (the packet socket and what is mended in a frame before it
 //! leaves), [`queue`] (the lines, and who is offered a release), [`event`] and
 //! [`encode`] (what is told to whom), [`daemon`] (all of it running).
@@ -11,9 +11,11 @@ pub mod attach;
 pub mod clock;
 pub mod daemon;
 pub mod encode;
+pub mod episodes;
 pub mod error;
 pub mod event;
 pub mod interface;
+pub mod layout;
 pub mod maps;
 pub mod name;
 pub mod object;

@@ -10,12 +10,13 @@ use log::{debug, warn};
 use throttle_common::{
     flow::{Endpoint, Flow, FlowKey},
     policy::Policy,
+    process::Socket,
     record::{STEP_PROGRAMS, TALLIES},
     scope::{Line, Scope},
     subject::{LineKey, Subject},
 };
 
-use crate::{Error, Result, maps};
+use crate::{Error, Result, layout, maps};
 
 /// The compiled programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("THROTTLE_EBPF_OBJECT"));
@@ -35,7 +36,7 @@ pub struct Sizes {
     pub uncounted: u32,
     /// Known endpoints.
     pub endpoints: u32,
-    /// Sockets with an attempt.
+    /// Sockets that connect.
     pub sockets: u32,
     /// Scopes.
     pub scopes: u32,
@@ -65,10 +66,12 @@ impl Sizes {
             flows: entries(flows),
             uncounted: entries((1 << 14).max(256 * cpus)),
             endpoints: entries((1 << 15).max(512 * cpus)),
-            sockets: entries(flows),
+            // On all interfaces, and to hosts that answer too; but each for a
+            // moment only.
+            sockets: entries((2 * in_all).max(256 * cpus).max(1 << 14)),
             scopes: 1 << 10,
             lines: 1 << 13,
-            tallies: 1 << 8,
+            tallies: entries(((1 << 14) / cpus).clamp(1 << 8, 1 << 10)),
             ring_bytes: 1 << 20,
         }
     }
@@ -86,7 +89,7 @@ impl Sizes {
         of(self.flows, flow)
             + of(self.uncounted, flow)
             + of(self.endpoints, element(size_of::<Endpoint>(), 8))
-            + of(self.sockets, element(8, size_of::<FlowKey>()))
+            + of(self.sockets, element(8, size_of::<Socket>()))
             + of(
                 self.scopes,
                 element(size_of::<Subject>(), size_of::<Scope>()),
@@ -120,7 +123,15 @@ impl Object {
         let what = "load the eBPF programs";
         let remedy = "throttle needs Linux 5.12 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT \
                       and CONFIG_SOCK_CGROUP_DATA";
+        // Without it there is no tracepoint either, which is said then.
+        let task = layout::Task::of_this_kernel().unwrap_or_else(|error| {
+            debug!("what the kernel tells of processes: {error}");
+            layout::Task::default()
+        });
         let mut ebpf = EbpfLoader::new()
+            .override_global("TASK_GROUP_LEADER", &task.group_leader, true)
+            .override_global("TASK_START_BOOTTIME", &task.start_boottime, true)
+            .override_global("TASK_COMM", &task.comm, true)
             .map_max_entries("FLOWS", sizes.flows)
             .map_max_entries("UNCOUNTED", sizes.uncounted)
             .map_max_entries("ENDPOINTS", sizes.endpoints)
@@ -178,14 +189,15 @@ impl Object {
         Ok(program)
     }
 
-    /// Has the kernel tell of sockets that end their attempt without a packet.
-    /// Without it (no BTF) such attempts count until they time out; says so
-    /// once and carries on.
+    /// Has the kernel tell who connects a socket, and of sockets that end their
+    /// attempt without a packet. Without it (no BTF) nobody is named, and such
+    /// attempts count until they time out; says so once and carries on.
     pub fn watch_sockets(&mut self) {
         if let Err(error) = self.try_watch_sockets() {
             warn!(
-                "attempts that a program gives up keep their place until they time out: the kernel \
-                 does not tell of them ({error}); it needs CONFIG_DEBUG_INFO_BTF"
+                "programs are not named, and attempts that a program gives up keep their place until \
+                 they time out: the kernel does not tell of sockets ({error}); it needs \
+                 CONFIG_DEBUG_INFO_BTF"
             );
         }
     }

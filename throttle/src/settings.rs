@@ -177,6 +177,35 @@ pub enum Mode {
     Monitor,
 }
 
+/// What the limit applies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scope {
+    /// Everything that crosses one interface.
+    Interface,
+    /// A control group: a service, a container.
+    Cgroup,
+    /// A user.
+    User,
+    /// A process.
+    Process,
+    /// A source address: a machine or a pod that is forwarded for.
+    Source,
+}
+
+impl Scope {
+    /// As the kernel side has it.
+    #[must_use]
+    pub const fn kind(self) -> SubjectKind {
+        match self {
+            Self::Interface => SubjectKind::Interface,
+            Self::Cgroup => SubjectKind::Cgroup,
+            Self::User => SubjectKind::User,
+            Self::Process => SubjectKind::Process,
+            Self::Source => SubjectKind::Source,
+        }
+    }
+}
+
 /// Which way the watched attempts cross the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Direction {
@@ -223,6 +252,8 @@ pub struct Settings {
     /// For how long an endpoint that answered stays known; zero means that the
     /// limit is strict.
     pub known_for: Duration,
+    /// What the limit applies to.
+    pub scope: Scope,
     /// What is done with an attempt over the limit.
     pub mode: Mode,
     /// Which way the watched attempts go.
@@ -239,6 +270,7 @@ impl Default for Settings {
             attempt_timeout: Duration::from_secs(30),
             max_delay: Duration::from_secs(60),
             known_for: Duration::from_secs(600),
+            scope: Scope::Interface,
             mode: Mode::Enforce,
             direction: Direction::Egress,
             pacing: Pacing::Auto,
@@ -267,7 +299,7 @@ impl Settings {
                 Mode::Enforce => RawMode::Enforce,
                 Mode::Monitor => RawMode::Monitor,
             } as u32,
-            scope: SubjectKind::Interface as u32,
+            scope: self.scope.kind() as u32,
         }
     }
 

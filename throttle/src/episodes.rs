@@ -1,0 +1,631 @@
+//! What goes on in each scope that has reached its limit, and what is reported
+//! of it: once when it begins, now and then while it lasts, once when it is over.
+//!
+//! Pure: the time and the state of the kernel side are parameters.
+
+use std::collections::{HashMap, HashSet};
+
+use throttle_common::{
+    NANOS_PER_SEC,
+    flow::{Endpoint, FlowKey},
+    process::Process,
+    record::{LimitReached, Tallies, Tally},
+    subject::Subject,
+};
+
+use crate::event::{Count, Ending, Episode};
+
+/// How often an episode that goes on is reported: every 30 s.
+pub const ONGOING_NS: u64 = 30 * NANOS_PER_SEC;
+
+/// Most episodes that are followed at once. Of those beyond, only the beginning
+/// is reported.
+const EPISODES_MAX: usize = 4_096;
+/// Most programs that are told apart, in all episodes together.
+const PROGRAMS_MAX: usize = 16_384;
+/// Most destinations that are told apart, in all episodes together.
+const DESTINATIONS_MAX: usize = 65_536;
+
+/// What the kernel side knows of a scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    /// Half-open attempts.
+    pub half_open: u64,
+    /// Deferred attempts.
+    pub queued: u64,
+    /// Whether nobody waits, and nobody has met the limit for a while.
+    pub has_recovered: bool,
+    /// What has happened in it so far.
+    pub tallies: Tallies,
+}
+
+/// An attempt of an episode.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt {
+    /// Whose line it stands in.
+    pub owner: Subject,
+    /// The process, if that is known.
+    pub process: Process,
+    /// Where it goes.
+    pub endpoint: Endpoint,
+    /// When it was first seen, in monotonic nanoseconds.
+    pub first_ns: u64,
+    /// Whether it is deferred.
+    pub is_deferred: bool,
+}
+
+/// At which point of an episode a report is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// It begins.
+    Reached,
+    /// It goes on.
+    Ongoing,
+    /// It is over.
+    Cleared(Ending),
+}
+
+/// What is reported of an episode, before anything has a name. Times are in
+/// monotonic nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// At which point.
+    pub point: Point,
+    /// When it is made.
+    pub at_ns: u64,
+    /// The episode's number among all of this run.
+    pub episode: u64,
+    /// What the kernel side told when it began.
+    pub reached: LimitReached,
+    /// Half-open attempts now.
+    pub half_open: u64,
+    /// Deferred attempts now.
+    pub queued: u64,
+    /// Most half-open attempts that were seen.
+    pub peak_half_open: u64,
+    /// Most deferred attempts that were seen.
+    pub peak_queued: u64,
+    /// What happened in the scope since it began.
+    pub totals: Tallies,
+    /// The most active programs, most attempts first.
+    pub suspects: Vec<Suspect>,
+    /// How many programs there are in all.
+    pub programs: Count,
+    /// How many destinations there are in all.
+    pub destinations: Count,
+    /// Some of the destinations, if they are kept.
+    pub examples: Vec<Endpoint>,
+}
+
+/// A program in a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suspect {
+    /// Whose line its attempts stand in.
+    pub owner: Subject,
+    /// The process, if that is known.
+    pub process: Process,
+    /// Its attempts.
+    pub attempts: u64,
+    /// How many destinations they have.
+    pub destinations: Count,
+}
+
+#[derive(Debug)]
+struct Program {
+    process: Process,
+    attempts: u64,
+    destinations: HashSet<Endpoint>,
+    more_destinations: bool,
+}
+
+#[derive(Debug)]
+struct Ongoing {
+    episode: u64,
+    reached: LimitReached,
+    before: Tallies,
+    peak_half_open: u64,
+    peak_queued: u64,
+    told_ns: u64,
+    /// Attempts that were first seen before are counted already.
+    counted_until_ns: u64,
+    programs: HashMap<Subject, Program>,
+    more_programs: bool,
+    destinations: HashSet<Endpoint>,
+    more_destinations: bool,
+}
+
+/// All episodes that are going on.
+#[derive(Debug)]
+pub struct Episodes {
+    ongoing: HashMap<Subject, Ongoing>,
+    begun: u64,
+    /// Programs and destinations that are remembered, in all episodes together.
+    programs: usize,
+    destinations: usize,
+    /// Whether reports carry examples of destinations.
+    with_destinations: bool,
+}
+
+impl Episodes {
+    /// None yet. `with_destinations`: whether reports carry destinations.
+    #[must_use]
+    pub fn new(with_destinations: bool) -> Self {
+        Self {
+            ongoing: HashMap::new(),
+            begun: 0,
+            programs: 0,
+            destinations: 0,
+            with_destinations,
+        }
+    }
+
+    /// How many are going on.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ongoing.len()
+    }
+
+    /// Whether none is going on.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ongoing.is_empty()
+    }
+
+    /// An episode begins. `state` is that of its scope, `attempts` are those of
+    /// the scope that are unanswered now.
+    ///
+    /// If there was one in that scope already it was over, and is reported first.
+    pub fn begin(
+        &mut self,
+        reached: &LimitReached,
+        now_ns: u64,
+        state: Option<State>,
+        attempts: impl IntoIterator<Item = Attempt>,
+    ) -> Vec<Report> {
+        let mut reports = Vec::new();
+        if let Some(old) = self.remove(&reached.scope) {
+            // What happened since its last look is that of the new one, or was
+            // little: there was a quiet time between them.
+            let ending = Point::Cleared(Ending::Recovered);
+            reports.push(self.report(&old, ending, reached.at_ns, state));
+        }
+        self.begun += 1;
+        let mut ongoing = Ongoing {
+            episode: self.begun,
+            reached: *reached,
+            before: state.map_or_else(Tallies::default, |state| state.tallies),
+            peak_half_open: reached.half_open,
+            peak_queued: reached.queued,
+            told_ns: reached.at_ns,
+            counted_until_ns: now_ns,
+            programs: HashMap::new(),
+            more_programs: false,
+            destinations: HashSet::new(),
+            more_destinations: false,
+        };
+        let mut deferred = 0;
+        for attempt in attempts {
+            if attempt.first_ns <= now_ns {
+                self.count(&mut ongoing, &attempt);
+            }
+            deferred += u64::from(attempt.is_deferred && attempt.first_ns >= reached.at_ns);
+        }
+        // They were counted between the record and the look at the tallies, and
+        // belong to this episode.
+        for tally in [Tally::Attempts, Tally::Deferred] {
+            let before = &mut ongoing.before.0[tally as usize];
+            *before = before.saturating_sub(deferred);
+        }
+        if ongoing.programs.is_empty() {
+            // What met the limit has ended already, or was not remembered.
+            let endpoint = reached.key.endpoint();
+            self.count(
+                &mut ongoing,
+                &Attempt {
+                    owner: reached.owner,
+                    process: reached.process,
+                    endpoint,
+                    first_ns: reached.at_ns,
+                    is_deferred: true,
+                },
+            );
+        }
+        reports.push(self.report(&ongoing, Point::Reached, reached.at_ns, None));
+        if self.ongoing.len() < EPISODES_MAX {
+            self.ongoing.insert(reached.scope, ongoing);
+        } else {
+            self.forget(&ongoing);
+        }
+        reports
+    }
+
+    /// An attempt was deferred in `scope`. `true` if it is the first one of its
+    /// program there.
+    pub fn deferred(&mut self, scope: &Subject, attempt: &Attempt) -> bool {
+        let Some(mut ongoing) = self.ongoing.remove(scope) else {
+            return false;
+        };
+        let is_new = attempt.first_ns > ongoing.counted_until_ns && {
+            let before = ongoing.programs.len();
+            self.count(&mut ongoing, attempt);
+            ongoing.programs.len() > before
+        };
+        self.ongoing.insert(*scope, ongoing);
+        is_new
+    }
+
+    /// Looks at all of them: what has changed, what is over, what is to be
+    /// reported again.
+    pub fn look(
+        &mut self,
+        now_ns: u64,
+        state_of: impl Fn(&Subject) -> Option<State>,
+    ) -> Vec<Report> {
+        let mut reports = Vec::new();
+        let scopes: Vec<Subject> = self.ongoing.keys().copied().collect();
+        for scope in scopes {
+            let Some(mut ongoing) = self.ongoing.remove(&scope) else {
+                continue;
+            };
+            let state = state_of(&scope);
+            let ending = match state {
+                None => Some(Ending::Forgotten),
+                Some(state) if state.has_recovered => Some(Ending::Recovered),
+                Some(state) => {
+                    ongoing.peak_half_open = ongoing.peak_half_open.max(state.half_open);
+                    ongoing.peak_queued = ongoing.peak_queued.max(state.queued);
+                    None
+                }
+            };
+            if let Some(ending) = ending {
+                self.forget(&ongoing);
+                reports.push(self.report(&ongoing, Point::Cleared(ending), now_ns, state));
+                continue;
+            }
+            if now_ns.saturating_sub(ongoing.told_ns) >= ONGOING_NS {
+                ongoing.told_ns = now_ns;
+                reports.push(self.report(&ongoing, Point::Ongoing, now_ns, state));
+            }
+            self.ongoing.insert(scope, ongoing);
+        }
+        // In the order in which they began.
+        reports.sort_by_key(|report| report.episode);
+        reports
+    }
+
+    /// The throttle ends, and with it all episodes.
+    pub fn stop(
+        &mut self,
+        now_ns: u64,
+        state_of: impl Fn(&Subject) -> Option<State>,
+    ) -> Vec<Report> {
+        let ended: Vec<_> = std::mem::take(&mut self.ongoing).into_iter().collect();
+        let mut reports: Vec<_> = ended
+            .into_iter()
+            .map(|(scope, ongoing)| {
+                self.forget(&ongoing);
+                let ending = Point::Cleared(Ending::Stopped);
+                self.report(&ongoing, ending, now_ns, state_of(&scope))
+            })
+            .collect();
+        reports.sort_by_key(|report| report.episode);
+        reports
+    }
+
+    fn remove(&mut self, scope: &Subject) -> Option<Ongoing> {
+        let ongoing = self.ongoing.remove(scope)?;
+        self.forget(&ongoing);
+        Some(ongoing)
+    }
+
+    /// Gives back what was remembered of an episode.
+    fn forget(&mut self, ongoing: &Ongoing) {
+        let of_programs = ongoing.programs.values().map(|p| p.destinations.len());
+        self.destinations -= ongoing.destinations.len() + of_programs.sum::<usize>();
+        self.programs -= ongoing.programs.len();
+    }
+
+    /// Counts an attempt. What there is no room for is not remembered, and that
+    /// is noted.
+    fn count(&mut self, ongoing: &mut Ongoing, attempt: &Attempt) {
+        let Attempt {
+            owner,
+            process,
+            endpoint,
+            ..
+        } = *attempt;
+        let room = &mut self.destinations;
+        let mut remember = |set: &mut HashSet<Endpoint>, more: &mut bool| {
+            if *room < DESTINATIONS_MAX {
+                *room += usize::from(set.insert(endpoint));
+            } else if !set.contains(&endpoint) {
+                *more = true;
+            }
+        };
+        remember(&mut ongoing.destinations, &mut ongoing.more_destinations);
+        if !ongoing.programs.contains_key(&owner) {
+            if self.programs >= PROGRAMS_MAX {
+                ongoing.more_programs = true;
+                return;
+            }
+            self.programs += 1;
+        }
+        let program = ongoing.programs.entry(owner).or_insert_with(|| Program {
+            process,
+            attempts: 0,
+            destinations: HashSet::new(),
+            more_destinations: false,
+        });
+        program.attempts += 1;
+        if !program.process.is_known() {
+            program.process = process;
+        }
+        remember(&mut program.destinations, &mut program.more_destinations);
+    }
+
+    fn report(&self, ongoing: &Ongoing, point: Point, at_ns: u64, state: Option<State>) -> Report {
+        let count = |number: usize, or_more: bool| Count {
+            number: number as u64,
+            or_more,
+        };
+        let mut suspects: Vec<_> = ongoing
+            .programs
+            .iter()
+            .map(|(owner, program)| Suspect {
+                owner: *owner,
+                process: program.process,
+                attempts: program.attempts,
+                destinations: count(program.destinations.len(), program.more_destinations),
+            })
+            .collect();
+        // Who met the limit comes first among equals.
+        let met = ongoing.reached.owner;
+        suspects.sort_by_key(|s| (std::cmp::Reverse(s.attempts), s.owner != met, s.owner.id));
+        suspects.truncate(Episode::PROGRAMS);
+        let mut examples = Vec::new();
+        if self.with_destinations {
+            examples.extend(ongoing.destinations.iter().copied());
+            examples.sort_by_key(|endpoint| (endpoint.address, endpoint.port));
+            examples.truncate(Episode::DESTINATIONS);
+        }
+        let (half_open, queued) = match (point, state) {
+            (Point::Reached, _) => (ongoing.reached.half_open, ongoing.reached.queued),
+            (Point::Ongoing | Point::Cleared(_), Some(state)) => (state.half_open, state.queued),
+            (Point::Ongoing | Point::Cleared(_), None) => (0, 0),
+        };
+        let mut totals = Tallies::default();
+        if let Some(state) = state {
+            let each = state.tallies.0.iter().zip(ongoing.before.0);
+            for (total, (now, before)) in totals.0.iter_mut().zip(each) {
+                // Less than before if the kernel began its table anew.
+                *total = now.checked_sub(before).unwrap_or(*now);
+            }
+        }
+        Report {
+            point,
+            at_ns,
+            episode: ongoing.episode,
+            reached: ongoing.reached,
+            half_open,
+            queued,
+            peak_half_open: ongoing.peak_half_open.max(half_open),
+            peak_queued: ongoing.peak_queued.max(queued),
+            totals,
+            suspects,
+            programs: count(ongoing.programs.len(), ongoing.more_programs),
+            destinations: count(ongoing.destinations.len(), ongoing.more_destinations),
+            examples,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use throttle_common::subject::SubjectKind;
+
+    const SCOPE: Subject = Subject::numbered(SubjectKind::Interface, 2);
+    const SEC: u64 = NANOS_PER_SEC;
+
+    fn key(destination: u16) -> FlowKey {
+        let mut key = FlowKey::default();
+        key.destination[14..].copy_from_slice(&destination.to_be_bytes());
+        key
+    }
+
+    fn process(tgid: u32) -> Process {
+        Process {
+            tgid,
+            ..Process::default()
+        }
+    }
+
+    fn reached(scope: Subject, at_ns: u64) -> LimitReached {
+        LimitReached {
+            kind: 2,
+            ifindex: 2,
+            at_ns,
+            scope,
+            owner: Subject::process(7, 0),
+            process: process(7),
+            half_open: 50,
+            queued: 1,
+            limit: 50,
+            interval_ns: SEC,
+            mode: 0,
+            key: key(1),
+        }
+    }
+
+    fn attempt(tgid: u32, destination: u16, first_ns: u64) -> Attempt {
+        Attempt {
+            owner: Subject::process(tgid, 0),
+            process: process(tgid),
+            endpoint: key(destination).endpoint(),
+            first_ns,
+            is_deferred: true,
+        }
+    }
+
+    fn state(half_open: u64, queued: u64, deferred: u64) -> State {
+        let mut tallies = Tallies::default();
+        tallies.0[Tally::Deferred as usize] = deferred;
+        State {
+            half_open,
+            queued,
+            has_recovered: half_open == 0 && queued == 0,
+            tallies,
+        }
+    }
+
+    #[test]
+    fn an_episode_is_reported_once_then_now_and_then_then_once() {
+        let mut episodes = Episodes::new(false);
+        let first = episodes.begin(&reached(SCOPE, SEC), SEC, Some(state(50, 1, 0)), []);
+        assert_eq!(first.len(), 1);
+        assert_eq!((first[0].point, first[0].half_open), (Point::Reached, 50));
+        let mut points = Vec::new();
+        for second in 2..100 {
+            let now = if second < 80 {
+                state(60, 9, 100)
+            } else {
+                state(0, 0, 140)
+            };
+            for report in episodes.look(second * SEC, |_| Some(now)) {
+                points.push((second, report.point, report.peak_queued));
+            }
+        }
+        let cleared = Point::Cleared(Ending::Recovered);
+        assert_eq!(
+            points,
+            [
+                (31, Point::Ongoing, 9),
+                (61, Point::Ongoing, 9),
+                (80, cleared, 9)
+            ]
+        );
+        assert!(episodes.is_empty());
+    }
+
+    #[test]
+    fn who_is_most_active_comes_first() {
+        let mut episodes = Episodes::new(true);
+        let there = (0..50)
+            .map(|n| attempt(9, n, 1))
+            .chain([attempt(7, 1, SEC)]);
+        let reports = episodes.begin(&reached(SCOPE, SEC), SEC + 5, None, there);
+        let suspects = &reports[0].suspects;
+        assert_eq!(
+            (suspects[0].owner, suspects[0].attempts),
+            (Subject::process(9, 0), 50)
+        );
+        assert_eq!(suspects[0].destinations.number, 50);
+        assert_eq!((suspects[1].process.tgid, suspects[1].attempts), (7, 1));
+        assert_eq!(
+            reports[0].destinations.number, 50,
+            "one of them is dialled by both"
+        );
+        assert_eq!(reports[0].examples.len(), 50);
+        // Seen when it began, and told of again by its record.
+        assert!(!episodes.deferred(&SCOPE, &attempt(7, 1, SEC)));
+        assert!(episodes.deferred(&SCOPE, &attempt(11, 3, SEC + 6)));
+        assert!(!episodes.deferred(&SCOPE, &attempt(11, 3, SEC + 7)));
+        let reports = episodes.look(40 * SEC, |_| Some(state(9, 9, 0)));
+        let of = |tgid| {
+            reports[0]
+                .suspects
+                .iter()
+                .find(|s| s.process.tgid == tgid)
+                .unwrap()
+        };
+        assert_eq!((of(11).attempts, of(11).destinations.number), (2, 1));
+        assert_eq!(of(7).attempts, 1);
+        assert_eq!(reports[0].programs.number, 3);
+    }
+
+    #[test]
+    fn what_met_the_limit_is_named_even_if_it_has_ended() {
+        let reports = Episodes::new(false).begin(&reached(SCOPE, SEC), SEC, None, []);
+        assert_eq!(reports[0].suspects[0].process.tgid, 7);
+        assert_eq!(reports[0].destinations.number, 1);
+    }
+
+    #[test]
+    fn an_episode_that_was_over_unnoticed_is_closed_first() {
+        let mut episodes = Episodes::new(false);
+        episodes.begin(&reached(SCOPE, SEC), SEC, None, []);
+        let reports = episodes.begin(&reached(SCOPE, 20 * SEC), 20 * SEC, None, []);
+        let points: Vec<_> = reports.iter().map(|r| (r.episode, r.point)).collect();
+        assert_eq!(
+            points,
+            [(1, Point::Cleared(Ending::Recovered)), (2, Point::Reached)]
+        );
+        assert_eq!(episodes.len(), 1);
+    }
+
+    #[test]
+    fn totals_are_those_since_it_began() {
+        let mut episodes = Episodes::new(false);
+        // Three were deferred by the time the tallies were read.
+        let there = [1, 2, 3].map(|n| attempt(7, n, SEC + u64::from(n)));
+        episodes.begin(
+            &reached(SCOPE, SEC),
+            2 * SEC,
+            Some(state(50, 3, 103)),
+            there,
+        );
+        let reports = episodes.stop(9 * SEC, |_| Some(state(50, 5, 110)));
+        assert_eq!(reports[0].totals.get(Tally::Deferred), 10);
+        assert_eq!(reports[0].point, Point::Cleared(Ending::Stopped));
+        assert!(episodes.is_empty());
+    }
+
+    #[test]
+    fn a_scope_that_the_kernel_forgot_is_cleared() {
+        let mut episodes = Episodes::new(false);
+        episodes.begin(&reached(SCOPE, SEC), SEC, None, []);
+        let reports = episodes.look(2 * SEC, |_| None);
+        assert_eq!(reports[0].point, Point::Cleared(Ending::Forgotten));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_given_back() {
+        let mut episodes = Episodes::new(false);
+        let scope = |n: u64| Subject::numbered(SubjectKind::Source, n);
+        for n in 0..6_000 {
+            let begun = episodes.begin(&reached(scope(n), SEC), SEC, None, []);
+            assert_eq!(begun.len(), 1, "each is reported");
+        }
+        assert_eq!(episodes.len(), EPISODES_MAX);
+        for n in 0..120_000_u32 {
+            let destination = u16::try_from(n % 60_000).unwrap();
+            let at_ns = 2 * SEC + u64::from(n);
+            episodes.deferred(
+                &scope(u64::from(n) % 16),
+                &attempt(100 + n % 20_000, destination, at_ns),
+            );
+        }
+        assert!(episodes.programs <= PROGRAMS_MAX && episodes.destinations <= DESTINATIONS_MAX);
+        let reports = episodes.stop(9 * SEC, |_| None);
+        assert!(reports[0].programs.or_more && reports[0].destinations.or_more);
+        assert_eq!((episodes.programs, episodes.destinations), (0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn each_attempt_is_counted_once(attempts in prop::collection::vec((1u32..5, 0u16..20, 0u64..100), 1..200), at_ns in 1u64..100) {
+            // Those up to the look are seen in the table; all of them have records.
+            let mut episodes = Episodes::new(false);
+            let all: Vec<_> = attempts.iter().map(|(tgid, to, ns)| attempt(*tgid, *to, *ns)).collect();
+            episodes.begin(&reached(SCOPE, 1), at_ns, None, all.iter().copied());
+            for attempt in &all {
+                episodes.deferred(&SCOPE, attempt);
+            }
+            let reports = episodes.stop(1_000, |_| None);
+            let counted: u64 = reports[0].suspects.iter().map(|s| s.attempts).sum();
+            let phantom = u64::from(all.iter().all(|a| a.first_ns > at_ns));
+            prop_assert_eq!(counted, all.len() as u64 + phantom);
+        }
+    }
+}
