@@ -35,7 +35,8 @@ fn with_two_keepers(lab: &Lab, work: impl FnOnce() + Send, seconds: u64) {
                         max_delay: Duration::from_secs(3_600),
                         ..Settings::default()
                     };
-                    let mut output = Output::new(std::io::sink(), Format::Text, Host::this());
+                    let mut output =
+                        Output::new(std::io::sink(), Format::Text, Host::this(), |_| None);
                     let mut throttle = Throttle::start(&[interface], settings, Hook::Auto)
                         .await
                         .unwrap();
@@ -69,7 +70,7 @@ fn with_two_keepers(lab: &Lab, work: impl FnOnce() + Send, seconds: u64) {
                         .unwrap();
                     let second = Duration::from_secs(seconds);
                     let _ = timeout(second, throttle.run(&mut output)).await;
-                    throttle.stop().await;
+                    throttle.stop(&mut output).await;
                 });
             });
         });

@@ -79,6 +79,14 @@ pub(crate) struct Run {
     /// How events are written [default: text on a terminal, else json]
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     pub(crate) output: Option<Format>,
+
+    /// Tell programs' arguments too; they may hold secrets
+    #[arg(long)]
+    pub(crate) with_args: bool,
+
+    /// Tell more than one example of the destinations
+    #[arg(long)]
+    pub(crate) with_destinations: bool,
 }
 
 impl Run {

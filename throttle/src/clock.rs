@@ -1,9 +1,10 @@
-//! The two clocks: the kernel side's, and the calendar's.
+//! The clocks: the kernel side's, the one that processes are dated by, and the
+//! calendar's.
 
 use nix::time::{ClockId, clock_gettime};
 
 fn nanos(clock: ClockId) -> u64 {
-    // These two clocks are always there.
+    // These clocks are always there.
     clock_gettime(clock).map_or(0, |time| {
         let (seconds, nanos) = (time.tv_sec(), time.tv_nsec());
         u64::try_from(seconds).unwrap_or(0) * 1_000_000_000 + u64::try_from(nanos).unwrap_or(0)
@@ -21,5 +22,13 @@ pub fn monotonic_ns() -> u64 {
 #[must_use]
 pub fn calendar_ns(monotonic_ns: u64) -> u64 {
     let ago = self::monotonic_ns().saturating_sub(monotonic_ns);
+    nanos(ClockId::CLOCK_REALTIME).saturating_sub(ago)
+}
+
+/// The calendar time, in nanoseconds since 1970, of a moment in nanoseconds since
+/// boot (CLOCK_BOOTTIME, which goes on while the machine is suspended).
+#[must_use]
+pub fn calendar_of_boot_ns(boot_ns: u64) -> u64 {
+    let ago = nanos(ClockId::CLOCK_BOOTTIME).saturating_sub(boot_ns);
     nanos(ClockId::CLOCK_REALTIME).saturating_sub(ago)
 }

@@ -9,8 +9,8 @@ use log::{debug, error, info, warn};
 use nix::libc;
 use throttle_common::{
     NANOS_PER_MILLI,
-    policy::{Daemon as Heartbeat, Mode as RawMode},
-    record::{Deferred, LimitReached, RecordKind, Room, Tallies},
+    policy::Daemon as Heartbeat,
+    record::{Deferred, RecordKind, Room, Tallies},
     subject::{Subject, SubjectKind},
 };
 use tokio::{
@@ -23,7 +23,8 @@ use crate::{
     Error, Result, Settings,
     attach::{Attachment, Hook},
     clock,
-    event::{self, Count, Episode, What},
+    episodes::Report,
+    event,
     interface::{self, Interface},
     maps::{self, Maps},
     name::Name,
@@ -31,7 +32,8 @@ use crate::{
     output::Output,
     queue::{Live, Queue, Waiting},
     resend::PacketSocket,
-    settings::{Mode, Rate},
+    teller::Draft,
+    watch::Watch,
 };
 
 /// How often the daemon says that it is alive.
@@ -39,6 +41,8 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 /// For how long it counts as alive after that: long enough for a busy machine,
 /// short enough that nobody waits long for its own retransmission to count.
 const ALIVE_NS: u64 = 1_000 * NANOS_PER_MILLI;
+/// How often it looks at the episodes that go on.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often it looks for what could not be handled.
 const CHECK: Duration = Duration::from_secs(5);
 /// Records that are read in one go before the queue is served.
@@ -57,6 +61,7 @@ pub struct Throttle {
     names: HashMap<u32, String>,
     settings: Settings,
     keeper: Keeper,
+    watch: Watch,
     signals: Signals,
     vanishing: BoxStream<'static, u32>,
 }
@@ -190,6 +195,7 @@ impl Throttle {
             names: HashMap::new(),
             settings,
             keeper: Keeper::new()?,
+            watch: Watch::default(),
             signals,
             vanishing,
         };
@@ -241,14 +247,16 @@ impl Throttle {
     /// # Errors
     ///
     /// When the last interface vanished, or the kernel side cannot be reached.
-    pub async fn run(&mut self, output: &mut Output) -> Result<()> {
-        let (mut heartbeat, mut check) = (interval(HEARTBEAT), interval(CHECK));
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pub async fn run(&mut self, output: &mut Output<Draft>) -> Result<()> {
+        let [mut heartbeat, mut look, mut check] = [HEARTBEAT, LOOK, CHECK].map(|every| {
+            let mut interval = interval(every);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        });
         info!("attached to {}", self.attached());
         let mut unhandled = 0;
         loop {
-            let wake = wake_time(&self.keeper);
+            let wake = self.wake_ns();
             tokio::select! {
                 // The queue first: what is due is not kept waiting by what comes in.
                 biased;
@@ -258,18 +266,33 @@ impl Throttle {
                     return result;
                 }
                 _ = heartbeat.tick() => self.beat()?,
-                () = sleep_until(wake), if wake_is_set(&self.keeper) => {}
+                () = sleep_until(instant(wake)), if wake.is_some() => {}
                 ready = self.events.readable_mut() => {
                     let mut guard = ready.map_err(|e| Error::failed("wait for the ring buffer", e))?;
-                    if drain(guard.get_inner_mut(), &mut self.keeper, &self.maps, output, &self.names) {
+                    let (keeper, watch) = (&mut self.keeper, &mut self.watch);
+                    if drain(guard.get_inner_mut(), keeper, watch, &self.maps, output) {
                         guard.clear_ready();
                     }
                 }
                 () = flush(&mut self.logger) => {}
+                _ = look.tick() => {
+                    let reports = self.watch.look(&self.maps);
+                    self.tell(reports, output);
+                }
                 _ = check.tick() => unhandled = self.report_unhandled(unhandled),
                 Some(index) = self.vanishing.next() => self.let_go(index)?,
             }
             self.serve();
+            let reports = self.watch.begin(&self.maps);
+            self.tell(reports, output);
+        }
+    }
+
+    /// Hands reports on, to be named and written.
+    fn tell(&self, reports: Vec<Report>, output: &mut Output<Draft>) {
+        for report in reports {
+            let interface = self.names.get(&report.reached.ifindex).cloned();
+            output.tell(Draft::Report(Box::new(report), interface));
         }
     }
 
@@ -315,6 +338,12 @@ impl Throttle {
         self.settings.pacing.resends() && !self.keeper.gave_up
     }
 
+    /// When the queue or the episodes want to be looked at again.
+    fn wake_ns(&self) -> Option<u64> {
+        let (queue, episodes) = (self.keeper.queue.next_look_ns(), self.watch.next_look_ns());
+        queue.into_iter().chain(episodes).min()
+    }
+
     fn serve(&mut self) {
         if !self.keeps_queue() {
             // Records that were on their way would keep it awake.
@@ -335,15 +364,15 @@ impl Throttle {
         queue.serve(&mut kernel);
     }
 
-    /// Says that the keeper is alive; with a pacing that does without it, that
-    /// there is none.
+    /// Says that the keeper is alive; with a pacing that does without it, that it
+    /// only reads along.
     fn beat(&mut self) -> Result<()> {
-        if self.keeps_queue() {
-            self.keeper.heartbeat.alive_until_ns = clock::monotonic_ns() + ALIVE_NS;
-            self.maps.set_daemon(&self.keeper.heartbeat)
+        self.keeper.heartbeat.alive_until_ns = if self.keeps_queue() {
+            clock::monotonic_ns() + ALIVE_NS
         } else {
-            self.maps.set_daemon(&Heartbeat::default())
-        }
+            0
+        };
+        self.maps.set_daemon(&self.keeper.heartbeat)
     }
 
     /// An interface has vanished, and its programs with it.
@@ -386,9 +415,12 @@ impl Throttle {
         sum
     }
 
-    /// Detaches everything, and logs what there was.
-    pub async fn stop(mut self) {
+    /// Detaches everything, tells of episodes that end with that, and logs what
+    /// there was.
+    pub async fn stop(mut self, output: &mut Output<Draft>) {
         self.detach().await;
+        let reports = self.watch.stop(&self.maps);
+        self.tell(reports, output);
         for (subject, _) in self.maps.scopes() {
             let Tallies(counts) = self.maps.tallies(&subject);
             info!(
@@ -430,14 +462,10 @@ fn name_in(names: &HashMap<u32, String>, subject: &Subject) -> Option<String> {
     names.get(&u32::try_from(subject.number()).ok()?).cloned()
 }
 
-fn wake_is_set(keeper: &Keeper) -> bool {
-    keeper.queue.next_look_ns().is_some()
-}
-
-fn wake_time(keeper: &Keeper) -> Instant {
-    let now_ns = clock::monotonic_ns();
-    let at_ns = keeper.queue.next_look_ns().unwrap_or(now_ns);
-    Instant::now() + Duration::from_nanos(at_ns.saturating_sub(now_ns))
+/// A moment on the monotonic clock, in nanoseconds; now if there is none.
+fn instant(at_ns: Option<u64>) -> Instant {
+    let ahead_ns = at_ns.map_or(0, |at_ns| at_ns.saturating_sub(clock::monotonic_ns()));
+    Instant::now() + Duration::from_nanos(ahead_ns)
 }
 
 /// Waits for log lines of the programs and passes them on; for ever if there
@@ -458,13 +486,13 @@ async fn flush(logger: &mut Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>) 
 fn drain(
     ring: &mut RingBuf<MapData>,
     keeper: &mut Keeper,
+    watch: &mut Watch,
     maps: &Maps,
-    output: &mut Output,
-    names: &HashMap<u32, String>,
+    output: &mut Output<Draft>,
 ) -> bool {
     for _ in 0..RECORDS_AT_ONCE {
         let Some(item) = ring.next() else { return true };
-        if take_in(&item, keeper, maps, output, names).is_none() {
+        if take_in(&item, keeper, watch, maps, output).is_none() {
             error!(
                 "a record of {} bytes makes no sense: it is left out",
                 item.len()
@@ -478,9 +506,9 @@ fn drain(
 fn take_in(
     bytes: &[u8],
     keeper: &mut Keeper,
+    watch: &mut Watch,
     maps: &Maps,
-    output: &mut Output,
-    names: &HashMap<u32, String>,
+    output: &mut Output<Draft>,
 ) -> Option<()> {
     let kind: u32 = maps::record(bytes)?;
     match RecordKind::from_raw(kind)? {
@@ -495,43 +523,12 @@ fn take_in(
             keeper
                 .queue
                 .push(&kernel, record.scope, record.owner, waiting);
+            if let Some(process) = watch.deferred(&record) {
+                output.hint(Draft::Learn(Box::new(process)));
+            }
         }
         RecordKind::LimitReached => {
-            let record: LimitReached = maps::record(bytes)?;
-            let at_ns = clock::calendar_ns(record.at_ns);
-            let (source, destination) = event::ends(&record.key);
-            let name = |subject: &Subject| name_in(names, subject).map(Name::new);
-            let interface = Subject::numbered(SubjectKind::Interface, record.ifindex.into());
-            let episode = Episode {
-                id: event::new_id(at_ns),
-                scope: event::Scope::new(&record.scope, name(&record.scope)),
-                interface: event::Interface {
-                    index: record.ifindex,
-                    name: name(&interface).unwrap_or_default(),
-                },
-                mode: if record.mode == RawMode::Enforce as u32 {
-                    Mode::Enforce
-                } else {
-                    Mode::Monitor
-                },
-                limit: record.limit,
-                rate: Rate::from_interval(record.interval_ns),
-                half_open: record.half_open,
-                queued: record.queued,
-                peak_half_open: record.half_open,
-                peak_queued: record.queued,
-                start_ns: at_ns,
-                duration_ns: 0,
-                totals: Tallies::default(),
-                source,
-                destination,
-                programs: Vec::new(),
-                program_count: Count::default(),
-                destination_count: Count::default(),
-                destinations: Vec::new(),
-                ending: None,
-            };
-            output.tell(at_ns, What::LimitReached(Box::new(episode)));
+            watch.reached(maps::record(bytes)?);
         }
         RecordKind::Room => {
             let record: Room = maps::record(bytes)?;

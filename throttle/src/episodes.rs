@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use throttle_common::{
     NANOS_PER_SEC,
-    flow::{Endpoint, FlowKey},
+    flow::Endpoint,
     process::Process,
     record::{LimitReached, Tallies, Tally},
     subject::Subject,
@@ -93,7 +93,7 @@ pub struct Report {
     pub programs: Count,
     /// How many destinations there are in all.
     pub destinations: Count,
-    /// Some of the destinations, if they are kept.
+    /// Some of the destinations.
     pub examples: Vec<Endpoint>,
 }
 
@@ -135,30 +135,16 @@ struct Ongoing {
 }
 
 /// All episodes that are going on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Episodes {
     ongoing: HashMap<Subject, Ongoing>,
     begun: u64,
     /// Programs and destinations that are remembered, in all episodes together.
     programs: usize,
     destinations: usize,
-    /// Whether reports carry examples of destinations.
-    with_destinations: bool,
 }
 
 impl Episodes {
-    /// None yet. `with_destinations`: whether reports carry destinations.
-    #[must_use]
-    pub fn new(with_destinations: bool) -> Self {
-        Self {
-            ongoing: HashMap::new(),
-            begun: 0,
-            programs: 0,
-            destinations: 0,
-            with_destinations,
-        }
-    }
-
     /// How many are going on.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -382,12 +368,9 @@ impl Episodes {
         let met = ongoing.reached.owner;
         suspects.sort_by_key(|s| (std::cmp::Reverse(s.attempts), s.owner != met, s.owner.id));
         suspects.truncate(Episode::PROGRAMS);
-        let mut examples = Vec::new();
-        if self.with_destinations {
-            examples.extend(ongoing.destinations.iter().copied());
-            examples.sort_by_key(|endpoint| (endpoint.address, endpoint.port));
-            examples.truncate(Episode::DESTINATIONS);
-        }
+        let examples = ongoing.destinations.iter().take(Episode::DESTINATIONS);
+        let mut examples: Vec<_> = examples.copied().collect();
+        examples.sort_by_key(|endpoint| (endpoint.address, endpoint.port));
         let (half_open, queued) = match (point, state) {
             (Point::Reached, _) => (ongoing.reached.half_open, ongoing.reached.queued),
             (Point::Ongoing | Point::Cleared(_), Some(state)) => (state.half_open, state.queued),
@@ -423,7 +406,7 @@ impl Episodes {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use throttle_common::subject::SubjectKind;
+    use throttle_common::{flow::FlowKey, subject::SubjectKind};
 
     const SCOPE: Subject = Subject::numbered(SubjectKind::Interface, 2);
     const SEC: u64 = NANOS_PER_SEC;
@@ -481,7 +464,7 @@ mod tests {
 
     #[test]
     fn an_episode_is_reported_once_then_now_and_then_then_once() {
-        let mut episodes = Episodes::new(false);
+        let mut episodes = Episodes::default();
         let first = episodes.begin(&reached(SCOPE, SEC), SEC, Some(state(50, 1, 0)), []);
         assert_eq!(first.len(), 1);
         assert_eq!((first[0].point, first[0].half_open), (Point::Reached, 50));
@@ -510,7 +493,7 @@ mod tests {
 
     #[test]
     fn who_is_most_active_comes_first() {
-        let mut episodes = Episodes::new(true);
+        let mut episodes = Episodes::default();
         let there = (0..50)
             .map(|n| attempt(9, n, 1))
             .chain([attempt(7, 1, SEC)]);
@@ -546,14 +529,14 @@ mod tests {
 
     #[test]
     fn what_met_the_limit_is_named_even_if_it_has_ended() {
-        let reports = Episodes::new(false).begin(&reached(SCOPE, SEC), SEC, None, []);
+        let reports = Episodes::default().begin(&reached(SCOPE, SEC), SEC, None, []);
         assert_eq!(reports[0].suspects[0].process.tgid, 7);
         assert_eq!(reports[0].destinations.number, 1);
     }
 
     #[test]
     fn an_episode_that_was_over_unnoticed_is_closed_first() {
-        let mut episodes = Episodes::new(false);
+        let mut episodes = Episodes::default();
         episodes.begin(&reached(SCOPE, SEC), SEC, None, []);
         let reports = episodes.begin(&reached(SCOPE, 20 * SEC), 20 * SEC, None, []);
         let points: Vec<_> = reports.iter().map(|r| (r.episode, r.point)).collect();
@@ -566,7 +549,7 @@ mod tests {
 
     #[test]
     fn totals_are_those_since_it_began() {
-        let mut episodes = Episodes::new(false);
+        let mut episodes = Episodes::default();
         // Three were deferred by the time the tallies were read.
         let there = [1, 2, 3].map(|n| attempt(7, n, SEC + u64::from(n)));
         episodes.begin(
@@ -583,7 +566,7 @@ mod tests {
 
     #[test]
     fn a_scope_that_the_kernel_forgot_is_cleared() {
-        let mut episodes = Episodes::new(false);
+        let mut episodes = Episodes::default();
         episodes.begin(&reached(SCOPE, SEC), SEC, None, []);
         let reports = episodes.look(2 * SEC, |_| None);
         assert_eq!(reports[0].point, Point::Cleared(Ending::Forgotten));
@@ -591,7 +574,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_given_back() {
-        let mut episodes = Episodes::new(false);
+        let mut episodes = Episodes::default();
         let scope = |n: u64| Subject::numbered(SubjectKind::Source, n);
         for n in 0..6_000 {
             let begun = episodes.begin(&reached(scope(n), SEC), SEC, None, []);
@@ -616,7 +599,7 @@ mod tests {
         #[test]
         fn each_attempt_is_counted_once(attempts in prop::collection::vec((1u32..5, 0u16..20, 0u64..100), 1..200), at_ns in 1u64..100) {
             // Those up to the look are seen in the table; all of them have records.
-            let mut episodes = Episodes::new(false);
+            let mut episodes = Episodes::default();
             let all: Vec<_> = attempts.iter().map(|(tgid, to, ns)| attempt(*tgid, *to, *ns)).collect();
             episodes.begin(&reached(SCOPE, 1), at_ns, None, all.iter().copied());
             for attempt in &all {

@@ -4,8 +4,10 @@
 //! [`interface`] (what a device is), [`layout`] (where the kernel keeps things),
 //! [`object`] (the eBPF programs and maps, loaded), [`attach`] (the programs on a device), [`maps`] (typed access to the
 //! maps), [`resend`] (the packet socket and what is mended in a frame before it
-//! leaves), [`queue`] (the lines, and who is offered a release), [`event`] and
-//! [`encode`] (what is told to whom), [`daemon`] (all of it running).
+//! leaves), [`queue`] (the lines, and who is offered a release), [`owners`] (who
+//! is behind attempts), [`episodes`] and [`watch`] (what goes on in a scope),
+//! [`event`] and [`encode`] (what is told of it), [`teller`] and [`output`] (how it
+//! gets out), [`daemon`] (all of it running).
 
 pub mod attach;
 pub mod clock;
@@ -20,9 +22,12 @@ pub mod maps;
 pub mod name;
 pub mod object;
 pub mod output;
+pub mod owners;
 pub mod queue;
 pub mod resend;
 pub mod settings;
+pub mod teller;
+pub mod watch;
 
 pub use error::{Error, Result};
 pub use settings::Settings;

@@ -7,6 +7,7 @@ use aya::{
 use throttle_common::{
     flow::{Flow, FlowKey},
     policy::{Daemon, ONLY, Policy},
+    process::{Process, Socket},
     record::{Deferred, LimitReached, Room, Tallies, UNHANDLED, UNHANDLED_NAMES},
     scope::Scope,
     subject::Subject,
@@ -27,7 +28,7 @@ macro_rules! plain {
     )+};
 }
 
-plain!(FlowKey, Subject, Policy, Daemon, Tallies);
+plain!(FlowKey, Subject, Policy, Daemon, Tallies, Socket);
 
 /// The words of a value that the kernel side changes by atomics, and the value
 /// that they are a copy of.
@@ -104,6 +105,7 @@ pub struct Maps {
     flows: HashMap<MapData, Plain<FlowKey>, FlowWords>,
     uncounted: HashMap<MapData, Plain<FlowKey>, FlowWords>,
     scopes: HashMap<MapData, Plain<Subject>, ScopeWords>,
+    sockets: HashMap<MapData, u64, Plain<Socket>>,
     tallies: PerCpuHashMap<MapData, Plain<Subject>, Plain<Tallies>>,
     unhandled: PerCpuArray<MapData, u64>,
 }
@@ -121,6 +123,7 @@ impl Maps {
             flows: take(ebpf, "FLOWS")?,
             uncounted: take(ebpf, "UNCOUNTED")?,
             scopes: take(ebpf, "SCOPES")?,
+            sockets: take(ebpf, "SOCKETS")?,
             tallies: take(ebpf, "TALLIES")?,
             unhandled: take(ebpf, "UNHANDLED")?,
         })
@@ -178,6 +181,20 @@ impl Maps {
             .iter()
             .chain(self.uncounted.iter())
             .filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow.into())))
+    }
+
+    /// Every attempt that is counted or waits.
+    pub fn counted(&self) -> impl Iterator<Item = (FlowKey, Flow)> {
+        self.flows
+            .iter()
+            .filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow.into())))
+    }
+
+    /// Who connects the socket `cookie`, if it is known.
+    #[must_use]
+    pub fn process_of(&self, cookie: u64) -> Option<Process> {
+        let Plain(socket) = self.sockets.get(&cookie, 0).ok()?;
+        Some(socket.process)
     }
 
     /// The state of `scope`, as it stands now.

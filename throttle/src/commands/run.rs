@@ -8,6 +8,8 @@ use throttle::{
     encode::{Format, Host},
     interface::Interface,
     output::Output,
+    owners::Names,
+    teller::Teller,
 };
 
 use crate::cli::Run;
@@ -36,10 +38,11 @@ async fn attached(run: &Run) -> Result<()> {
             Format::Json
         }
     });
-    let mut output = Output::stdout(format, Host::this());
+    let mut teller = Teller::new(Names::new(run.with_args), run.with_destinations);
+    let mut output = Output::stdout(format, Host::this(), move |draft| teller.tell(draft));
     let mut throttle = Throttle::start(&interfaces, run.settings(), run.hook).await?;
     let result = throttle.run(&mut output).await;
-    throttle.stop().await;
+    throttle.stop(&mut output).await;
     output.finish();
     Ok(result?)
 }

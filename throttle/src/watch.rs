@@ -1,0 +1,159 @@
+//! The kernel side's part of the episodes: its records and its tables, read into
+//! [`Episodes`].
+
+use std::collections::{HashMap, HashSet};
+
+use throttle_common::{
+    flow::Phase,
+    policy::Policy,
+    process::Process,
+    record::{Deferred, LimitReached},
+    scope::{EPISODE_QUIET_NS, Scope},
+    subject::Subject,
+};
+
+use crate::{
+    clock,
+    episodes::{Attempt, Episodes, Report, State},
+    maps::Maps,
+};
+
+/// After a look at all attempts, how much longer than the look it takes at least
+/// until the next one: the daemon has a queue to keep.
+const PAUSE: u64 = 20;
+
+/// Most entries that are read in one look.
+const LOOK_MAX: usize = 1 << 17;
+
+/// Follows the episodes.
+#[derive(Debug, Default)]
+pub struct Watch {
+    episodes: Episodes,
+    /// Records of episodes that have begun, and wait for a look at the attempts.
+    begun: Vec<LimitReached>,
+    /// From when on there may be another look, in monotonic nanoseconds.
+    next_look_ns: u64,
+}
+
+/// After how many records that wait for a look it is not put off any longer.
+const BEGUN_MAX: usize = 4_096;
+
+impl Watch {
+    /// A scope has reached its limit.
+    pub fn reached(&mut self, record: LimitReached) {
+        self.begun.push(record);
+        if self.begun.len() >= BEGUN_MAX {
+            self.next_look_ns = 0;
+        }
+    }
+
+    /// An attempt was deferred. The process if it is the first attempt of its in
+    /// an episode.
+    pub fn deferred(&mut self, record: &Deferred) -> Option<Process> {
+        // Handed over again, later.
+        if record.seen_ns != record.first_ns {
+            return None;
+        }
+        let attempt = Attempt {
+            owner: record.owner,
+            process: record.process,
+            endpoint: record.key.endpoint(),
+            first_ns: record.first_ns,
+            is_deferred: true,
+        };
+        let is_new = self.episodes.deferred(&record.scope, &attempt);
+        (is_new && record.process.is_known()).then_some(record.process)
+    }
+
+    /// When somebody waits for a look at all attempts, in monotonic nanoseconds.
+    #[must_use]
+    pub fn next_look_ns(&self) -> Option<u64> {
+        (!self.begun.is_empty()).then_some(self.next_look_ns)
+    }
+
+    /// Reports the episodes that have begun, if the time for it has come.
+    pub fn begin(&mut self, maps: &Maps) -> Vec<Report> {
+        if self.begun.is_empty() || clock::monotonic_ns() < self.next_look_ns {
+            return Vec::new();
+        }
+        let begun = std::mem::take(&mut self.begun);
+        let now_ns = clock::monotonic_ns();
+        let mut attempts: HashMap<Subject, Vec<Attempt>> = begun
+            .iter()
+            .map(|record| (record.scope, Vec::new()))
+            .collect();
+        let mut processes: HashMap<Subject, Process> = HashMap::new();
+        let mut seen = HashSet::new();
+        // When an entry goes in the middle of it, the kernel begins again.
+        for (key, flow) in maps.counted().take(LOOK_MAX) {
+            let Some(of_scope) = attempts.get_mut(&flow.scope) else {
+                continue;
+            };
+            let is_deferred = match flow.phase() {
+                Phase::Deferred => true,
+                Phase::Counted(_) => false,
+                Phase::Known | Phase::Ended => continue,
+            };
+            if !seen.insert(key) {
+                continue;
+            }
+            let process = processes
+                .entry(flow.owner)
+                .or_insert_with(|| maps.process_of(flow.cookie).unwrap_or_default());
+            of_scope.push(Attempt {
+                owner: flow.owner,
+                process: *process,
+                endpoint: key.endpoint(),
+                first_ns: flow.first_ns,
+                is_deferred,
+            });
+        }
+        let done_ns = clock::monotonic_ns();
+        self.next_look_ns = done_ns + PAUSE * (done_ns - now_ns);
+        let policy = maps.policy().ok();
+        let mut reports = Vec::new();
+        for record in begun {
+            let there = attempts.remove(&record.scope).unwrap_or_default();
+            let state = state_of(maps, policy.as_ref(), &record.scope);
+            reports.extend(self.episodes.begin(&record, now_ns, state, there));
+        }
+        reports
+    }
+
+    /// Looks at the episodes that go on.
+    pub fn look(&mut self, maps: &Maps) -> Vec<Report> {
+        let policy = maps.policy().ok();
+        self.episodes.look(clock::monotonic_ns(), |scope| {
+            state_of(maps, policy.as_ref(), scope)
+        })
+    }
+
+    /// The throttle ends: reports what has begun, and that all is over.
+    pub fn stop(&mut self, maps: &Maps) -> Vec<Report> {
+        self.next_look_ns = 0;
+        let mut reports = self.begin(maps);
+        let policy = maps.policy().ok();
+        reports.extend(self.episodes.stop(clock::monotonic_ns(), |scope| {
+            state_of(maps, policy.as_ref(), scope)
+        }));
+        reports
+    }
+}
+
+fn state_of(maps: &Maps, policy: Option<&Policy>, scope: &Subject) -> Option<State> {
+    // Before the state is read: what comes in between is in the state.
+    let now_ns = clock::monotonic_ns();
+    let policy = policy?;
+    let state = maps.scope(scope)?;
+    // What has timed out is forgotten only when the next SYN comes.
+    let half_open = state
+        .half_open
+        .live(Scope::half_open_window(policy), now_ns);
+    let queued = state.queued.live(Scope::queue_window(policy), now_ns);
+    Some(State {
+        half_open,
+        queued,
+        has_recovered: queued == 0 && now_ns.saturating_sub(state.pressed_ns()) >= EPISODE_QUIET_NS,
+        tallies: maps.tallies(scope),
+    })
+}
