@@ -8,11 +8,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 use throttle_tests::{
-    Cgroup, Lab,
+    Cgroup, Lab, Program,
     addresses::dead,
     clients,
     process::Process,
@@ -26,31 +26,40 @@ const STRICT: &[&str] = &["--limit=3", "--rate=1/m"];
 /// Attempts that each program makes.
 const COUNT: &str = "6";
 
-/// A program in C, without any library to be loaded.
-fn connector() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
+/// A program in C, without any library to be loaded. Removed when dropped.
+struct Connector(PathBuf);
+
+impl Connector {
+    fn build() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/connector.c");
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
         // Other users must be able to run it, too.
-        let program = std::env::temp_dir().join(format!("connector-{}", std::process::id()));
+        let program = std::env::temp_dir().join(format!("conn-{}-{n}", std::process::id()));
         let status = Command::new("cc")
             .args(["-static", "-O1", "-pthread", "-o"])
             .args([&program, &source])
             .status()
             .unwrap();
         assert!(status.success(), "compile {}", source.display());
-        program
-    })
+        Self(program)
+    }
+
+    /// The program, making this many attempts in this way, not yet started.
+    fn dials(&self, lab: &Lab, count: &str, how: &str) -> Program {
+        lab.client.program(&self.0).args([count, how])
+    }
+
+    /// Its name, as the kernel has it.
+    fn name(&self) -> &str {
+        let name = self.0.file_name().unwrap().to_str().unwrap();
+        &name[..name.len().min(15)]
+    }
 }
 
-/// Removes what [`connector`] made.
-struct CleanUp;
-
-impl Drop for CleanUp {
+impl Drop for Connector {
     fn drop(&mut self) {
-        if connector().exists() {
-            let _ = fs::remove_file(connector());
-        }
+        let _ = fs::remove_file(&self.0);
     }
 }
 
@@ -99,16 +108,12 @@ fn ids(process: &Process) -> (u32, u32) {
     (pid.parse().unwrap(), tid.parse().unwrap())
 }
 
-fn start(lab: &Lab, how: &str) -> Process {
-    lab.client.program(connector()).args([COUNT, how]).start()
-}
-
 #[test]
 fn a_static_program_is_named() {
-    let _clean_up = CleanUp;
+    let connector = Connector::build();
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let program = start(&lab, "plain");
+    let program = connector.dials(&lab, COUNT, "plain").start();
     let event = reached(&throttle);
     assert_is(&event, program.pid());
     assert_eq!(event["process"]["user"]["name"], "root");
@@ -122,10 +127,10 @@ fn a_static_program_is_named() {
 
 #[test]
 fn a_thread_is_named_beside_its_process() {
-    let _clean_up = CleanUp;
+    let connector = Connector::build();
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let program = start(&lab, "thread");
+    let program = connector.dials(&lab, COUNT, "thread").start();
     let event = reached(&throttle);
     let (pid, tid) = ids(&program);
     assert_is(&event, pid);
@@ -137,10 +142,10 @@ fn a_thread_is_named_beside_its_process() {
 
 #[test]
 fn a_forked_child_is_named_and_not_its_parent() {
-    let _clean_up = CleanUp;
+    let connector = Connector::build();
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let program = start(&lab, "fork");
+    let program = connector.dials(&lab, COUNT, "fork").start();
     let event = reached(&throttle);
     let (pid, _) = ids(&program);
     assert_is(&event, pid);
@@ -151,13 +156,11 @@ fn a_forked_child_is_named_and_not_its_parent() {
 
 #[test]
 fn a_program_of_another_user_is_named_with_that_user() {
-    let _clean_up = CleanUp;
+    let connector = Connector::build();
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let program = lab
-        .client
-        .program(connector())
-        .args([COUNT, "plain"])
+    let program = connector
+        .dials(&lab, COUNT, "plain")
         .as_user(65_534)
         .start();
     let event = reached(&throttle);
@@ -169,21 +172,18 @@ fn a_program_of_another_user_is_named_with_that_user() {
 
 #[test]
 fn a_program_that_ends_at_once_is_named_by_what_the_kernel_noted() {
-    let _clean_up = CleanUp;
+    let connector = Connector::build();
     let cgroup = Cgroup::new("short");
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let mut program = lab
-        .client
-        .program(connector())
-        .args([COUNT, "exit"])
+    let mut program = connector
+        .dials(&lab, COUNT, "exit")
         .in_cgroup(&cgroup)
         .start();
     let (pid, _) = ids(&program);
     let event = reached(&throttle);
-    let name = connector().file_name().unwrap().to_str().unwrap();
     assert_eq!(event["process"]["pid"], pid);
-    assert_eq!(event["process"]["name"], name[..name.len().min(15)]);
+    assert_eq!(event["process"]["name"], connector.name());
     assert_eq!(event["process"]["user"]["id"], "0");
     assert_eq!(event["throttle"]["cgroup"]["id"], cgroup.id().to_string());
     assert_eq!(event["throttle"]["cgroup"]["path"], cgroup.path());
@@ -193,14 +193,14 @@ fn a_program_that_ends_at_once_is_named_by_what_the_kernel_noted() {
 #[test]
 fn python_and_curl_are_named() {
     const SCRIPT: &str = "
-import socket
+import signal, socket
 held = []
 for n in range(1, 7):
     s = socket.socket()
     s.setblocking(False)
     s.connect_ex(('198.51.100.%d' % n, 1024))
     held.append(s)
-input()
+signal.pause()
 ";
     let urls: Vec<_> = (0..6).map(|n| clients::url(dead(n))).collect();
     let mut curl = vec!["--parallel", "--parallel-immediate", "--silent"];
@@ -266,8 +266,6 @@ fn nmap_by_raw_socket_is_a_candidate() {
 
 #[test]
 fn masscan_by_packet_socket_is_a_candidate() {
-    let lab = Lab::plain();
-    drop(lab);
     assert_is_a_candidate("masscan", "198.51.100.0/24 -p1024 --rate 20 --wait 20");
 }
 
@@ -288,16 +286,12 @@ fn syn_sent(lab: &Lab) -> usize {
 
 #[test]
 fn places_of_a_killed_program_are_free_at_once() {
-    let _clean_up = CleanUp;
+    let connector = Connector::build();
     const PLACES: usize = 50;
     let lab = Lab::plain();
     let throttle = lab.throttle(&["--limit=50", "--rate=1/m"]);
     let capture = lab.capture();
-    let program = lab
-        .client
-        .program(connector())
-        .args(["50", "plain"])
-        .start();
+    let program = connector.dials(&lab, "50", "plain").start();
     capture.wait_for_attempts(PLACES, SOON);
     assert_eq!(syn_sent(&lab), PLACES);
     program.signal(Signal::SIGKILL);

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use throttle::{
     Settings,
     attach::Hook,
-    encode::Format,
+    encode::{EXAMPLE_ENTERPRISE, Format},
     settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
 
@@ -79,6 +79,11 @@ pub(crate) struct Run {
     /// How events are written [default: text on a terminal, else json]
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     pub(crate) output: Option<Format>,
+
+    /// Private enterprise number that syslog's structured data goes under; the
+    /// default is the one for examples
+    #[arg(long, value_name = "N", default_value_t = EXAMPLE_ENTERPRISE, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) syslog_enterprise_number: u32,
 
     /// Tell programs' arguments too; they may hold secrets
     #[arg(long)]

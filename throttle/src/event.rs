@@ -50,6 +50,19 @@ pub enum What {
     },
 }
 
+impl What {
+    /// The episode it is about, if it is about one.
+    #[must_use]
+    pub fn episode(&self) -> Option<&Episode> {
+        match self {
+            Self::LimitReached(episode)
+            | Self::LimitOngoing(episode)
+            | Self::LimitCleared(episode) => Some(episode),
+            Self::Lost { .. } => None,
+        }
+    }
+}
+
 /// An episode: from a scope's first deferral until it has recovered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Episode {
@@ -180,6 +193,42 @@ pub struct Active {
     pub attempts: u64,
     /// To how many destinations (addresses and ports).
     pub destinations: Count,
+}
+
+impl Who {
+    /// The process, if it is known.
+    #[must_use]
+    pub fn process(&self) -> Option<&Process> {
+        match self {
+            Self::Process(process) => Some(process),
+            Self::Cgroup { .. } | Self::Source(_) => None,
+        }
+    }
+
+    /// The control group, if it is known.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        match self {
+            Self::Process(process) => process.cgroup.as_ref(),
+            Self::Cgroup { cgroup, .. } => Some(cgroup),
+            Self::Source(_) => None,
+        }
+    }
+
+    /// The container, if it is in one.
+    #[must_use]
+    pub fn container(&self) -> Option<&Container> {
+        self.cgroup()?.container.as_ref()
+    }
+
+    /// The processes that it may be, if it is not known which.
+    #[must_use]
+    pub fn candidates(&self) -> &[Process] {
+        match self {
+            Self::Cgroup { candidates, .. } => candidates,
+            Self::Process(_) | Self::Source(_) => &[],
+        }
+    }
 }
 
 /// Who is behind attempts, as far as it is known.

@@ -30,7 +30,6 @@ impl Name {
     /// As [`new`](Self::new), but of at most `max` bytes.
     #[must_use]
     pub fn cut(bytes: &[u8], max: usize) -> Self {
-        const ELLIPSIS: &str = "…";
         let mut pieces: Vec<Cow<'_, str>> = Vec::new();
         for chunk in bytes.utf8_chunks() {
             for (at, c) in chunk.valid().char_indices() {
@@ -46,23 +45,30 @@ impl Name {
                 pieces.extend(chunk.invalid().iter().map(|b| escaped(&[*b]).into()));
             }
         }
-        let len = |pieces: &[Cow<'_, str>]| pieces.iter().map(|p| p.len()).sum::<usize>();
-        if len(&pieces) <= max {
-            return Self(pieces.concat());
+        Self(within(&pieces, max))
+    }
+
+    /// The name in at most `max` bytes: if it is longer, its beginning and its
+    /// end.
+    #[must_use]
+    pub fn within(&self, max: usize) -> Cow<'_, str> {
+        const ESCAPE: usize = r"\xNN".len();
+        if self.0.len() <= max {
+            return Cow::Borrowed(&self.0);
         }
-        let half = max.saturating_sub(ELLIPSIS.len()) / 2;
-        let fitting = |sizes: &mut dyn Iterator<Item = usize>| {
-            let mut sum = 0;
-            sizes
-                .take_while(|size| {
-                    sum += size;
-                    sum <= half
-                })
-                .count()
-        };
-        let head = fitting(&mut pieces.iter().map(|p| p.len()));
-        let tail = fitting(&mut pieces.iter().rev().map(|p| p.len()));
-        Self(pieces[..head].concat() + ELLIPSIS + &pieces[pieces.len() - tail..].concat())
+        let (mut rest, mut pieces) = (self.0.as_str(), Vec::new());
+        while let Some(first) = rest.chars().next() {
+            // Every backslash in a name begins an escape, which stays whole.
+            let len = if first == '\\' {
+                ESCAPE
+            } else {
+                first.len_utf8()
+            };
+            let (piece, after) = rest.split_at(len);
+            pieces.push(Cow::Borrowed(piece));
+            rest = after;
+        }
+        Cow::Owned(within(&pieces, max))
     }
 
     /// The name in a field of fixed size, as the kernel keeps it: it ends before
@@ -90,6 +96,27 @@ impl Name {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// As many of `pieces` as fit into `max` bytes: all, or the first and the last.
+fn within(pieces: &[Cow<'_, str>], max: usize) -> String {
+    const ELLIPSIS: &str = "…";
+    if pieces.iter().map(|piece| piece.len()).sum::<usize>() <= max {
+        return pieces.concat();
+    }
+    let half = max.saturating_sub(ELLIPSIS.len()) / 2;
+    let fitting = |sizes: &mut dyn Iterator<Item = usize>| {
+        let mut sum = 0;
+        sizes
+            .take_while(|size| {
+                sum += size;
+                sum <= half
+            })
+            .count()
+    };
+    let head = fitting(&mut pieces.iter().map(|piece| piece.len()));
+    let tail = fitting(&mut pieces.iter().rev().map(|piece| piece.len()));
+    pieces[..head].concat() + ELLIPSIS + &pieces[pieces.len() - tail..].concat()
 }
 
 fn escaped(bytes: &[u8]) -> String {
@@ -168,6 +195,18 @@ mod tests {
             let name = Name::cut(&bytes, max);
             prop_assert!(name.as_str().len() <= max);
             prop_assert!(name.as_str().chars().all(|c| stands_for_itself(c) || c == '\\'));
+        }
+
+        #[test]
+        fn a_name_cut_shorter_is_a_harmless_name_too(bytes in prop::collection::vec(any::<u8>(), 0..300), max in 8usize..600) {
+            let name = Name::new(&bytes);
+            let cut = name.within(max);
+            prop_assert!(cut.len() <= max);
+            prop_assert!(name.as_str().len() > max || cut == name.as_str());
+            for (at, _) in cut.match_indices('\\') {
+                let escape = &cut.as_bytes()[at..at + 4];
+                prop_assert!(escape[1] == b'x' && escape[2..].iter().all(u8::is_ascii_hexdigit));
+            }
         }
 
         #[test]

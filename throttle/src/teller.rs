@@ -17,7 +17,7 @@ use crate::{
     episodes::{Point, Report, Suspect},
     event::{self, Active, Episode, Event, Interface, Scope, What, Who},
     name::Name,
-    owners::Names,
+    owners::{NO_USER, Names},
     settings::{Mode, Rate},
 };
 
@@ -187,6 +187,7 @@ fn known_as(subject: &Subject, process: &Known) -> Known {
     Known {
         tgid,
         tid: tgid,
+        uid: NO_USER,
         start_ns: subject.start_ns(),
         ..Known::default()
     }

@@ -22,6 +22,9 @@ use crate::{
 /// until the next one: the daemon has a queue to keep.
 const PAUSE: u64 = 20;
 
+/// Most processes that are remembered because records told of them.
+const TOLD_MAX: usize = 4_096;
+
 /// Most entries that are read in one look.
 const LOOK_MAX: usize = 1 << 17;
 
@@ -31,6 +34,8 @@ pub struct Watch {
     episodes: Episodes,
     /// Records of episodes that have begun, and wait for a look at the attempts.
     begun: Vec<LimitReached>,
+    /// Processes that records told of: some have ended when they are looked for.
+    told: HashMap<Subject, Process>,
     /// From when on there may be another look, in monotonic nanoseconds.
     next_look_ns: u64,
 }
@@ -41,6 +46,7 @@ const BEGUN_MAX: usize = 4_096;
 impl Watch {
     /// A scope has reached its limit.
     pub fn reached(&mut self, record: LimitReached) {
+        self.remember(&record.owner, &record.process);
         self.begun.push(record);
         if self.begun.len() >= BEGUN_MAX {
             self.next_look_ns = 0;
@@ -50,6 +56,7 @@ impl Watch {
     /// An attempt was deferred. The process if it is the first attempt of its in
     /// an episode.
     pub fn deferred(&mut self, record: &Deferred) -> Option<Process> {
+        self.remember(&record.owner, &record.process);
         // Handed over again, later.
         if record.seen_ns != record.first_ns {
             return None;
@@ -63,6 +70,15 @@ impl Watch {
         };
         let is_new = self.episodes.deferred(&record.scope, &attempt);
         (is_new && record.process.is_known()).then_some(record.process)
+    }
+
+    fn remember(&mut self, owner: &Subject, process: &Process) {
+        if process.is_known() && process.subject() == *owner {
+            if self.told.len() >= TOLD_MAX {
+                self.told.clear();
+            }
+            self.told.insert(*owner, *process);
+        }
     }
 
     /// When somebody waits for a look at all attempts, in monotonic nanoseconds.
@@ -97,9 +113,11 @@ impl Watch {
             if !seen.insert(key) {
                 continue;
             }
-            let process = processes
-                .entry(flow.owner)
-                .or_insert_with(|| maps.process_of(flow.cookie).unwrap_or_default());
+            let process = processes.entry(flow.owner).or_insert_with(|| {
+                let told = self.told.get(&flow.owner).copied();
+                told.or_else(|| maps.process_of(flow.cookie))
+                    .unwrap_or_default()
+            });
             of_scope.push(Attempt {
                 owner: flow.owner,
                 process: *process,

@@ -7,107 +7,288 @@
 use std::process::Command;
 
 use expect_test::{ExpectFile, expect_file};
-use proptest::prelude::*;
 use throttle::{
-    encode::{Format, Host},
-    event::{Episode, Event, Named, What},
+    encode::{Format, Host, json},
+    event::{
+        Active, Cgroup, Container, Count, Ending, Episode, Event, Interface, Parent, Process,
+        Scope, Thread, User, What, Who,
+    },
     settings::{Mode, Rate},
 };
+use throttle_common::record::Tallies;
+
+mod schema;
 
 fn host() -> Host {
     Host {
         name: "node-1".into(),
         kernel: "6.18.0".into(),
+        id: Some("0123456789abcdef0123456789abcdef".into()),
+        boot_id: Some("11111111-2222-4333-8444-555555555555".into()),
+        pid: Some(99),
+        ..Host::default()
     }
 }
 
-fn named(kind: &'static str, id: &str, name: &str) -> Named {
-    Named {
-        kind,
-        id: id.into(),
+fn id(last: u128) -> uuid::Uuid {
+    uuid::Uuid::from_u128(0x0199_0000_0000_7000_8000_0000_0000_0000 | last)
+}
+
+fn counted(number: u64) -> Count {
+    Count {
+        number,
+        or_more: false,
+    }
+}
+
+/// A pod's container.
+fn cgroup() -> Cgroup {
+    Cgroup {
+        id: 12_345,
+        path: Some("/kubepods.slice/kubepods-pod.slice/cri-containerd.scope".into()),
+        container: Some(Container {
+            id: "84e9ffffe97fea4c5a0f01d401611cbafbf7e559fc6190ed74abfc2b25e889d4".into(),
+            runtime: Some("containerd"),
+            pod_uid: Some("9d0a1b0e-0000-4000-8000-000000000001".into()),
+        }),
+    }
+}
+
+fn process(pid: u32, name: &str, path: &str) -> Process {
+    Process {
+        pid,
+        thread: None,
         name: name.into(),
+        executable: Some(path.into()),
+        args: None,
+        start_ns: Some(1_789_999_990_000_000_000),
+        entity_id: format!("11111111-{pid}"),
+        user: User {
+            id: 0,
+            name: Some("root".into()),
+        },
+        parent: None,
+        cgroup: None,
+        has_exited: false,
     }
 }
 
-fn event(what: What) -> Event {
-    let mut event = Event::new(1_790_000_000_123_456_789, 17, what);
-    // The rest of a UUIDv7 is random.
-    event.id = uuid::Uuid::from_u128(0x0199_0000_0000_7000_8000_0000_0000_0001);
-    event
+/// A program in a pod, of which all is known.
+fn crawler() -> Active {
+    let process = Process {
+        thread: Some(Thread {
+            id: 4243,
+            name: "worker".into(),
+        }),
+        args: Some(vec!["crawler".into(), "--seed".into(), "a \"b\"=]|".into()]),
+        user: User {
+            id: 1000,
+            name: Some("app".into()),
+        },
+        parent: Some(Parent {
+            pid: 1,
+            name: "sh".into(),
+        }),
+        cgroup: Some(cgroup()),
+        ..process(4242, "crawler", "/usr/bin/crawler")
+    };
+    Active {
+        who: Who::Process(Box::new(process)),
+        attempts: 51,
+        destinations: counted(51),
+    }
 }
 
-fn episode(mode: Mode, v6: bool) -> Episode {
+/// A control group, and who in it may send by itself.
+fn scanners() -> Active {
+    let who = Who::Cgroup {
+        cgroup: Cgroup {
+            id: 77,
+            path: Some("/user.slice/session-1.scope".into()),
+            container: None,
+        },
+        candidates: vec![
+            process(11, "nmap", "/usr/bin/nmap"),
+            process(12, "masscan", "/usr/bin/masscan"),
+        ],
+    };
+    Active {
+        who,
+        attempts: 254,
+        destinations: Count {
+            number: 254,
+            or_more: true,
+        },
+    }
+}
+
+/// A machine that is forwarded for.
+fn machine() -> Active {
+    Active {
+        who: Who::Source("10.0.0.5".parse().unwrap()),
+        attempts: 1,
+        destinations: counted(1),
+    }
+}
+
+fn episode(mode: Mode, v6: bool, programs: Vec<Active>) -> Episode {
     let (source, destination) = if v6 {
         ("[2001:db8::1]:40000", "[2001:db8::2]:443")
     } else {
         ("10.0.0.5:40000", "192.0.2.1:443")
     };
     Episode {
-        scope: named("interface", "2", "eth0"),
-        owner: named("cgroup", "4242", "4242"),
-        interface: named("interface", "2", "eth0"),
+        id: id(0xe),
+        scope: Scope {
+            kind: "interface",
+            id: "2".into(),
+            name: "eth0".into(),
+        },
+        interface: Interface {
+            index: 2,
+            name: "eth0".into(),
+        },
+        mode,
         limit: 50,
+        rate: Rate::per_second(10),
         half_open: 50,
         queued: 1,
-        rate: Rate::per_second(10),
-        mode,
+        peak_half_open: 50,
+        peak_queued: 1,
+        start_ns: 1_790_000_000_123_456_789,
+        duration_ns: 0,
+        totals: Tallies([51, 50, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
+        program_count: counted(programs.len() as u64),
+        destination_count: counted(51),
+        programs,
+        destinations: Vec::new(),
+        ending: None,
     }
 }
 
-fn check(format: Format, what: What, expected: ExpectFile) {
-    expected.assert_eq(&(format.line(&event(what), &host()) + "\n"));
+/// The same after `seconds`.
+fn later(seconds: u64, ending: Option<Ending>) -> Episode {
+    Episode {
+        queued: 100,
+        peak_half_open: 53,
+        peak_queued: 350,
+        duration_ns: seconds * 1_000_000_000,
+        totals: Tallies([512, 50, 3, 462, 300, 12, 6, 1, 2, 3, 40, 0]),
+        program_count: Count {
+            number: 7,
+            or_more: true,
+        },
+        destinations: vec![
+            "192.0.2.1:443".parse().unwrap(),
+            "192.0.2.2:443".parse().unwrap(),
+        ],
+        ending,
+        ..episode(Mode::Enforce, false, vec![crawler(), scanners(), machine()])
+    }
 }
 
-fn reached(mode: Mode, v6: bool) -> What {
-    What::LimitReached(Box::new(episode(mode, v6)))
-}
-
-#[test]
-fn a_reached_limit_in_text() {
-    check(
+/// Compares the event, as every format writes it, with what is in a file.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it reads better where it is called"
+)]
+fn check(what: What, expected: ExpectFile) {
+    let event = Event {
+        at_ns: 1_790_000_000_123_456_789 + what.episode().map_or(0, |episode| episode.duration_ns),
+        sequence: 17,
+        id: id(1),
+        what,
+    };
+    let formats = [
         Format::Text,
-        reached(Mode::Enforce, false),
-        expect_file!["golden/reached.txt"],
+        Format::Json,
+        Format::Ocsf,
+        Format::Cef,
+        Format::Syslog,
+    ];
+    let lines = formats.map(|format| format.line(&event, &host()) + "\n");
+    assert_eq!(
+        schema::errors(&schema::validator(), &lines[1]),
+        Vec::<String>::new()
     );
+    expected.assert_eq(&lines.concat());
+}
+
+fn reached(mode: Mode, v6: bool, program: Active) -> What {
+    What::LimitReached(Box::new(episode(mode, v6, vec![program])))
 }
 
 #[test]
-fn a_reached_limit_in_json() {
+fn a_reached_limit() {
     check(
-        Format::Json,
-        reached(Mode::Enforce, false),
-        expect_file!["golden/reached.json"],
+        reached(Mode::Enforce, false, crawler()),
+        expect_file!["golden/reached.txt"],
     );
 }
 
 #[test]
 fn a_reached_limit_that_is_only_watched() {
     check(
-        Format::Text,
-        reached(Mode::Monitor, true),
+        reached(Mode::Monitor, true, crawler()),
         expect_file!["golden/monitored.txt"],
     );
+}
+
+#[test]
+fn a_limit_that_one_of_a_control_group_reached() {
     check(
-        Format::Json,
-        reached(Mode::Monitor, true),
-        expect_file!["golden/monitored.json"],
+        reached(Mode::Enforce, false, scanners()),
+        expect_file!["golden/cgroup.txt"],
+    );
+}
+
+#[test]
+fn a_limit_that_another_machine_reached() {
+    check(
+        reached(Mode::Enforce, false, machine()),
+        expect_file!["golden/source.txt"],
+    );
+}
+
+#[test]
+fn a_limit_that_nobody_known_reached() {
+    check(
+        What::LimitReached(Box::new(episode(Mode::Enforce, false, Vec::new()))),
+        expect_file!["golden/nobody.txt"],
+    );
+}
+
+#[test]
+fn an_episode_that_goes_on() {
+    check(
+        What::LimitOngoing(Box::new(later(30, None))),
+        expect_file!["golden/ongoing.txt"],
+    );
+}
+
+#[test]
+fn an_episode_that_is_over() {
+    check(
+        What::LimitCleared(Box::new(later(95, Some(Ending::Recovered)))),
+        expect_file!["golden/cleared.txt"],
+    );
+    check(
+        What::LimitCleared(Box::new(later(1, Some(Ending::Stopped)))),
+        expect_file!["golden/stopped.txt"],
     );
 }
 
 #[test]
 fn lost_events() {
-    check(
-        Format::Text,
-        What::Lost { events: 3 },
-        expect_file!["golden/lost.txt"],
-    );
-    check(
-        Format::Json,
-        What::Lost { events: 3 },
-        expect_file!["golden/lost.json"],
-    );
+    check(What::Lost { events: 3 }, expect_file!["golden/lost.txt"]);
+}
+
+#[test]
+fn the_schema_of_the_json_format() {
+    let schema = serde_json::to_string_pretty(&json::schema()).unwrap();
+    expect_file!["../../docs/event.schema.json"].assert_eq(&(schema + "\n"));
 }
 
 fn command(arguments: &[&str]) -> String {
@@ -130,21 +311,4 @@ fn the_help_of_the_command() {
 #[test]
 fn the_explanation() {
     expect_file!["golden/explain.txt"].assert_eq(&command(&["explain"]));
-}
-
-proptest! {
-    #[test]
-    fn any_name_gives_one_line_of_text_and_one_object(name in any::<String>(), host in any::<String>()) {
-        let host = Host { name: host.clone(), kernel: host };
-        let mut episode = episode(Mode::Enforce, false);
-        episode.scope.name.clone_from(&name);
-        episode.owner.name.clone_from(&name);
-        let event = event(What::LimitReached(Box::new(episode)));
-        let text = Format::Text.line(&event, &host);
-        prop_assert!(!text.chars().any(char::is_control), "{text:?}");
-        let json = Format::Json.line(&event, &host);
-        prop_assert!(!json.contains('\n'));
-        let object: serde_json::Value = serde_json::from_str(&json).unwrap();
-        prop_assert_eq!(object["throttle"]["scope"]["name"].as_str(), Some(name.as_str()));
-    }
 }

@@ -12,9 +12,11 @@ use crate::workspace::{cargo_program, is_root, run as run_command};
 const CORE_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
 
 /// What the integration tests and the demo run: a command and its package.
-const TEST_COMMANDS: [(&str, &str); 7] = [
+const TEST_COMMANDS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("nmap", "nmap"),
+    ("masscan", "masscan"),
+    ("python3", "python3"),
     ("curl", "curl"),
     ("tcpdump", "tcpdump"),
     ("ethtool", "ethtool"),

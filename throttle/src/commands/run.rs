@@ -38,8 +38,12 @@ async fn attached(run: &Run) -> Result<()> {
             Format::Json
         }
     });
+    let host = Host {
+        enterprise: run.syslog_enterprise_number,
+        ..Host::this()
+    };
     let mut teller = Teller::new(Names::new(run.with_args), run.with_destinations);
-    let mut output = Output::stdout(format, Host::this(), move |draft| teller.tell(draft));
+    let mut output = Output::stdout(format, host, move |draft| teller.tell(draft));
     let mut throttle = Throttle::start(&interfaces, run.settings(), run.hook).await?;
     let result = throttle.run(&mut output).await;
     throttle.stop(&mut output).await;

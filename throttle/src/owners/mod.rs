@@ -39,6 +39,10 @@ use recent::Recent;
 const PROCESSES: usize = 4_096;
 /// Most control groups that are remembered.
 const CGROUPS: usize = 1_024;
+/// The id of no user, as the kernel has it (`INVALID_UID` of
+/// include/linux/uidgid.h): it is not known whose a process is.
+pub const NO_USER: u32 = u32::MAX;
+
 /// Most users that are remembered.
 const USERS: usize = 1_024;
 /// Most control groups whose candidates are remembered.
@@ -163,7 +167,10 @@ impl Names {
             args: facts.args,
             start_ns: facts.start_ns,
             entity_id: self.entity_id(known.tgid, facts.start_ticks),
-            user: self.user(known.uid),
+            user: self.user(match (known.uid, &live) {
+                (NO_USER, Some(live)) => live.user().unwrap_or(NO_USER),
+                (uid, _) => uid,
+            }),
             parent: facts.parent,
             cgroup: (known.cgroup != 0).then(|| self.cgroup_of(known.cgroup, live.as_ref())),
             has_exited: facts.has_exited,
