@@ -158,6 +158,7 @@ impl Model {
         };
         if episode_begins {
             self.records.push(RecordKind::LimitReached);
+            self.count(Tally::Episodes);
         }
         Verdict::Swallow
     }
