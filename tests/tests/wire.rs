@@ -136,7 +136,8 @@ fn a_program_that_was_deferred_gets_its_answer() {
     let fetched = clients::curl(&lab.client, &[&clients::url(live(0, OPEN_PORT))]);
     let took = start.elapsed();
     assert_eq!(fetched.expect_success().stdout, "ok\n");
-    assert!((2_500..4_000).contains(&took.as_millis()), "{took:?}");
+    // One turn, not the whole queue: it is another program.
+    assert!((150..1_500).contains(&took.as_millis()), "{took:?}");
     eprintln!("curl behind {AHEAD} dead attempts: {took:?}");
 }
 

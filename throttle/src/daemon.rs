@@ -207,6 +207,7 @@ impl Throttle {
                 return Err(error);
             }
         }
+        give_back_memory();
         Ok(throttle)
     }
 
@@ -439,6 +440,16 @@ impl Throttle {
     fn name(&self, subject: &Subject) -> String {
         let named = event::Scope::new(subject, name_in(&self.names, subject).map(Name::new));
         format!("{} {}", named.kind, named.name)
+    }
+}
+
+/// Gives back what loading took: it reads the types of the whole kernel, and the
+/// allocator would keep that for good.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a function without conditions.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -238,7 +238,7 @@ fn episode() -> BoxedStrategy<Episode> {
             (
                 (id(), scope(), (1..=u32::MAX, name()), any::<bool>(), rate()),
                 (1..=1_000_000u64, number(), number(), number(), number()),
-                (at_ns(), 0..=EXACT_MAX, proptest::array::uniform11(number())),
+                (at_ns(), 0..=EXACT_MAX, proptest::array::uniform12(number())),
                 (
                     end(is_v6),
                     end(is_v6),
