@@ -1455,12 +1455,13 @@ fn the_kernel_decides_as_the_core_does_on_the_host() {
         println!("seed {seed}: {passed} SYNs passed, {swallowed} were swallowed");
         println!("{:?}", model.tallies);
         assert!(swallowed > 200 && passed > 200);
-        // Every tally was met, but for the one that takes time.
+        // Every tally was met often, but for those that take time.
         for (name, count) in throttle_common::record::Tallies::NAMES
             .iter()
             .zip(model.tallies.0)
         {
-            assert!(count > 10 || *name == "expired", "{name}: {count}");
+            let takes_time = ["expired", "episodes"].contains(name);
+            assert!(count > 10 || takes_time, "{name}: {count}");
         }
     }
 }

@@ -50,8 +50,6 @@ pub struct Attempt {
     pub endpoint: Endpoint,
     /// When it was first seen, in monotonic nanoseconds.
     pub first_ns: u64,
-    /// Whether it is deferred.
-    pub is_deferred: bool,
 }
 
 /// At which point of an episode a report is made.
@@ -139,6 +137,10 @@ struct Ongoing {
 pub struct Episodes {
     ongoing: HashMap<Subject, Ongoing>,
     begun: u64,
+    /// How the tallies of scopes stood when their last episode was over.
+    settled: HashMap<Subject, Tallies>,
+    /// Whether that was forgotten of some scope.
+    has_forgotten: bool,
     /// Programs and destinations that are remembered, in all episodes together.
     programs: usize,
     destinations: usize,
@@ -169,7 +171,9 @@ impl Episodes {
         attempts: impl IntoIterator<Item = Attempt>,
     ) -> Vec<Report> {
         let mut reports = Vec::new();
-        if let Some(old) = self.remove(&reached.scope) {
+        let old = self.remove(&reached.scope);
+        let was_there = old.is_some();
+        if let Some(old) = old {
             // What happened since its last look is that of the new one, or was
             // little: there was a quiet time between them.
             let ending = Point::Cleared(Ending::Recovered);
@@ -189,18 +193,13 @@ impl Episodes {
             destinations: HashSet::new(),
             more_destinations: false,
         };
-        let mut deferred = 0;
         for attempt in attempts {
             if attempt.first_ns <= now_ns {
                 self.count(&mut ongoing, &attempt);
             }
-            deferred += u64::from(attempt.is_deferred && attempt.first_ns >= reached.at_ns);
         }
-        // They were counted between the record and the look at the tallies, and
-        // belong to this episode.
-        for tally in [Tally::Attempts, Tally::Deferred] {
-            let before = &mut ongoing.before.0[tally as usize];
-            *before = before.saturating_sub(deferred);
+        if !was_there {
+            self.leave_out_the_first(&mut ongoing);
         }
         if ongoing.programs.is_empty() {
             // What met the limit has ended already, or was not remembered.
@@ -212,7 +211,6 @@ impl Episodes {
                     process: reached.process,
                     endpoint,
                     first_ns: reached.at_ns,
-                    is_deferred: true,
                 },
             );
         }
@@ -265,6 +263,7 @@ impl Episodes {
             };
             if let Some(ending) = ending {
                 self.forget(&ongoing);
+                self.settle(scope, state);
                 reports.push(self.report(&ongoing, Point::Cleared(ending), now_ns, state));
                 continue;
             }
@@ -296,6 +295,48 @@ impl Episodes {
             .collect();
         reports.sort_by_key(|report| report.episode);
         reports
+    }
+
+    /// The tallies were read a moment after the episode had begun: leaves out of
+    /// `before` what happened in between.
+    ///
+    /// Whatever was deferred belongs to some episode, so what was since the last
+    /// one belongs to this one.
+    fn leave_out_the_first(&self, ongoing: &mut Ongoing) {
+        let settled = match self.settled.get(&ongoing.reached.scope) {
+            Some(settled) => *settled,
+            None if self.has_forgotten => return,
+            None => Tallies::default(),
+        };
+        let mut since = 0;
+        for tally in [Tally::Deferred, Tally::Overflowed, Tally::Released] {
+            let before = &mut ongoing.before.0[tally as usize];
+            // Less than before if the kernel began its table anew.
+            let settled = settled.get(tally).min(*before);
+            if tally != Tally::Released {
+                since += *before - settled;
+            }
+            *before = settled;
+        }
+        let attempts = &mut ongoing.before.0[Tally::Attempts as usize];
+        *attempts = attempts.saturating_sub(since);
+    }
+
+    /// Notes how the tallies stand when an episode is over.
+    fn settle(&mut self, scope: Subject, state: Option<State>) {
+        if self.settled.len() >= EPISODES_MAX {
+            self.settled.clear();
+            self.has_forgotten = true;
+        }
+        match state {
+            Some(state) => {
+                self.settled.insert(scope, state.tallies);
+            }
+            None => {
+                self.settled.remove(&scope);
+                self.has_forgotten = true;
+            }
+        }
     }
 
     fn remove(&mut self, scope: &Subject) -> Option<Ongoing> {
@@ -447,7 +488,6 @@ mod tests {
             process: process(tgid),
             endpoint: key(destination).endpoint(),
             first_ns,
-            is_deferred: true,
         }
     }
 
@@ -550,16 +590,34 @@ mod tests {
     #[test]
     fn totals_are_those_since_it_began() {
         let mut episodes = Episodes::default();
-        // Three were deferred by the time the tallies were read.
-        let there = [1, 2, 3].map(|n| attempt(7, n, SEC + u64::from(n)));
-        episodes.begin(
-            &reached(SCOPE, SEC),
-            2 * SEC,
-            Some(state(50, 3, 103)),
-            there,
+        let mut counts = state(50, 3, 3);
+        let mut count = |tally: Tally, n: u64| {
+            counts.tallies.0[tally as usize] = n;
+            counts
+        };
+        // Three of the 53 were deferred by the time the tallies were read.
+        let now = count(Tally::Attempts, 53);
+        episodes.begin(&reached(SCOPE, SEC), 2 * SEC, Some(now), []);
+        count(Tally::Attempts, 60);
+        let now = State {
+            has_recovered: true,
+            ..count(Tally::Deferred, 10)
+        };
+        let totals = episodes.look(9 * SEC, |_| Some(now))[0].totals;
+        assert_eq!(
+            (totals.get(Tally::Attempts), totals.get(Tally::Deferred)),
+            (10, 10)
         );
-        let reports = episodes.stop(9 * SEC, |_| Some(state(50, 5, 110)));
-        assert_eq!(reports[0].totals.get(Tally::Deferred), 10);
+        // In peace a hundred more; then one is deferred.
+        count(Tally::Attempts, 161);
+        let now = count(Tally::Deferred, 11);
+        episodes.begin(&reached(SCOPE, 30 * SEC), 30 * SEC, Some(now), []);
+        let reports = episodes.stop(31 * SEC, |_| Some(now));
+        let totals = reports[0].totals;
+        assert_eq!(
+            (totals.get(Tally::Attempts), totals.get(Tally::Deferred)),
+            (1, 1)
+        );
         assert_eq!(reports[0].point, Point::Cleared(Ending::Stopped));
         assert!(episodes.is_empty());
     }

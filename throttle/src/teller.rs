@@ -39,7 +39,9 @@ const IDS_MAX: usize = 1 << 14;
 pub struct Teller {
     names: Names,
     with_destinations: bool,
-    ids: HashMap<u64, Uuid>,
+    /// Of each episode that goes on: its id, and when it began in nanoseconds
+    /// since 1970. The calendar may be set meanwhile.
+    begun: HashMap<u64, (Uuid, u64)>,
 }
 
 impl Teller {
@@ -50,7 +52,7 @@ impl Teller {
         Self {
             names,
             with_destinations,
-            ids: HashMap::new(),
+            begun: HashMap::new(),
         }
     }
 
@@ -80,10 +82,11 @@ impl Teller {
         let reached = &report.reached;
         let (source, destination) = event::ends(&reached.key);
         let interface = interface.map(Name::new);
+        let (id, start_ns) = self.identity(report, at_ns);
         let duration_ns = report.at_ns.saturating_sub(reached.at_ns);
         let programs = report.suspects.iter().map(|s| self.active(s)).collect();
         Episode {
-            id: self.id(report, at_ns),
+            id,
             scope: self.scope(report, interface.as_ref()),
             interface: Interface {
                 index: reached.ifindex,
@@ -100,7 +103,7 @@ impl Teller {
             queued: report.queued,
             peak_half_open: report.peak_half_open,
             peak_queued: report.peak_queued,
-            start_ns: at_ns.saturating_sub(duration_ns),
+            start_ns,
             duration_ns,
             totals: report.totals,
             source,
@@ -121,20 +124,20 @@ impl Teller {
         }
     }
 
-    /// The id of a report's episode: made when it begins, dropped when it is
-    /// over.
-    fn id(&mut self, report: &Report, at_ns: u64) -> Uuid {
+    /// The id of a report's episode, and when it began: noted when it begins,
+    /// dropped when it is over.
+    fn identity(&mut self, report: &Report, at_ns: u64) -> (Uuid, u64) {
+        let ago_ns = report.at_ns.saturating_sub(report.reached.at_ns);
+        let new = || (event::new_id(at_ns), at_ns.saturating_sub(ago_ns));
         match report.point {
-            Point::Cleared(_) => self.ids.remove(&report.episode),
+            Point::Cleared(_) => self.begun.remove(&report.episode).unwrap_or_else(new),
             Point::Reached | Point::Ongoing => {
-                if self.ids.len() >= IDS_MAX {
-                    self.ids.clear();
+                if self.begun.len() >= IDS_MAX {
+                    self.begun.clear();
                 }
-                let id = self.ids.entry(report.episode);
-                Some(*id.or_insert_with(|| event::new_id(at_ns)))
+                *self.begun.entry(report.episode).or_insert_with(new)
             }
         }
-        .unwrap_or_else(|| event::new_id(at_ns))
     }
 
     fn scope(&mut self, report: &Report, interface: Option<&Name>) -> Scope {

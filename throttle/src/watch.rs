@@ -66,7 +66,6 @@ impl Watch {
             process: record.process,
             endpoint: record.key.endpoint(),
             first_ns: record.first_ns,
-            is_deferred: true,
         };
         let is_new = self.episodes.deferred(&record.scope, &attempt);
         (is_new && record.process.is_known()).then_some(record.process)
@@ -105,11 +104,10 @@ impl Watch {
             let Some(of_scope) = attempts.get_mut(&flow.scope) else {
                 continue;
             };
-            let is_deferred = match flow.phase() {
-                Phase::Deferred => true,
-                Phase::Counted(_) => false,
+            match flow.phase() {
+                Phase::Deferred | Phase::Counted(_) => {}
                 Phase::Known | Phase::Ended => continue,
-            };
+            }
             if !seen.insert(key) {
                 continue;
             }
@@ -123,7 +121,6 @@ impl Watch {
                 process: *process,
                 endpoint: key.endpoint(),
                 first_ns: flow.first_ns,
-                is_deferred,
             });
         }
         let done_ns = clock::monotonic_ns();
