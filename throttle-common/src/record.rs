@@ -176,6 +176,12 @@ impl Tallies {
         "episodes",
     ];
 
+    /// Those that count attempts, with their names: all but the episodes.
+    pub fn of_attempts(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let all = Self::NAMES.into_iter().zip(self.0);
+        all.take(Tally::Episodes as usize)
+    }
+
     /// One of them.
     #[must_use]
     pub const fn get(&self, tally: Tally) -> u64 {

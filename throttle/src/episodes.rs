@@ -425,6 +425,10 @@ impl Episodes {
                 *total = now.checked_sub(before).unwrap_or(*now);
             }
         }
+        // An attempt is counted a moment before what becomes of it.
+        let known = [Tally::Passed, Tally::Deferred, Tally::Overflowed].map(|of| totals.get(of));
+        let attempts = &mut totals.0[Tally::Attempts as usize];
+        *attempts = (*attempts).max(known.iter().sum());
         Report {
             point,
             at_ns,

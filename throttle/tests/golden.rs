@@ -7,6 +7,7 @@
 use std::process::Command;
 
 use expect_test::{ExpectFile, expect_file};
+use serde_json::Value;
 use throttle::{
     encode::{Format, Host, json},
     event::{
@@ -311,4 +312,99 @@ fn the_help_of_the_command() {
 #[test]
 fn the_explanation() {
     expect_file!["golden/explain.txt"].assert_eq(&command(&["explain"]));
+}
+
+/// The fields of an object of the schema, each with what kind of value it has and
+/// what it means; those of objects inside it with their names in full.
+fn fields(schema: &Value, object: &Value, prefix: &str, rows: &mut Vec<String>) {
+    let target = |field: &Value| match field["$ref"].as_str() {
+        Some(reference) => schema.pointer(&reference[1..]).unwrap().clone(),
+        None => field.clone(),
+    };
+    for (name, field) in object["properties"].as_object().unwrap() {
+        let path = format!("{prefix}{name}");
+        let object = target(field);
+        let items = target(&object["items"]);
+        let (kind, inside) = if object["properties"].is_object() {
+            ("object", Some(&object))
+        } else if items["properties"].is_object() {
+            ("list of objects", Some(&items))
+        } else {
+            let kind = match (object["type"].as_str(), object["format"].as_str()) {
+                (_, Some("date-time")) => "time",
+                (_, Some("uuid")) => "UUID",
+                (_, Some("ip")) => "address",
+                (Some("string"), _) => "text",
+                (Some("integer"), _) => "number",
+                (Some("boolean"), _) => "flag",
+                (Some("array"), _) if items["format"] == "ip" => "list of addresses",
+                (Some("array"), _) => "list of texts",
+                other => panic!("{path}: {other:?}"),
+            };
+            (kind, None)
+        };
+        // An object is explained by its fields, if by nothing else.
+        match field["description"]
+            .as_str()
+            .or(object["description"].as_str())
+        {
+            Some(meaning) => rows.push(format!("| `{path}` | {kind} | {meaning} |")),
+            None => assert!(inside.is_some(), "{path} is not explained"),
+        }
+        if let Some(object) = inside {
+            fields(schema, object, &format!("{path}."), rows);
+        }
+    }
+}
+
+#[test]
+fn every_field_is_explained_in_its_documentation() {
+    let schema = json::schema();
+    let mut rows = Vec::new();
+    fields(&schema, &schema, "", &mut rows);
+    assert!(rows.len() > 100, "{rows:#?}");
+    let page = include_str!("../../docs/events.md");
+    let section = page
+        .split("\n## ")
+        .find(|part| part.starts_with("Fields\n"));
+    let explained: Vec<_> = section
+        .into_iter()
+        .flat_map(str::lines)
+        .filter(|line| line.starts_with("| `"))
+        .collect();
+    assert_eq!(
+        explained.join("\n"),
+        rows.join("\n"),
+        "put the second of these into the section Fields of docs/events.md"
+    );
+}
+
+#[test]
+fn every_key_of_cef_and_syslog_is_in_the_documentation() {
+    let page = include_str!("../../docs/events.md");
+    let files = [
+        include_str!("golden/reached.txt"),
+        include_str!("golden/monitored.txt"),
+        include_str!("golden/cgroup.txt"),
+        include_str!("golden/cleared.txt"),
+        include_str!("golden/lost.txt"),
+    ];
+    for line in files.iter().flat_map(|lines| lines.lines()) {
+        let fields = match line.chars().next() {
+            Some('C') => line.rsplit('|').next().unwrap(),
+            Some('<') => line.split_once('[').unwrap().1,
+            _ => continue,
+        };
+        for word in fields.split(' ') {
+            let Some((key, _)) = word.split_once('=') else {
+                continue;
+            };
+            let is_key = key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            let is_label = key.ends_with("Label") || key.starts_with("total_");
+            assert!(
+                !is_key || is_label || page.contains(&format!("`{key}`")),
+                "docs/events.md lacks `{key}`"
+            );
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::{
 
 /// Only returns when the demo cannot be started.
 pub(crate) fn run(args: &[OsString]) -> Result<ExitCode> {
-    setup::run(setup::Purpose::Everything)?;
+    setup::run(&[setup::Purpose::Kernel])?;
     let mut command = cargo([
         "run",
         "--quiet",

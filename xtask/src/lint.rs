@@ -30,7 +30,7 @@ struct Check {
 
 /// Runs all checks, even if one of them fails.
 pub(crate) fn run() -> Result<ExitCode> {
-    setup::run(setup::Purpose::Building)?;
+    setup::run(&[])?;
     let checks = [
         Check {
             title: "format",

@@ -1,6 +1,7 @@
 //! The project's own tasks: `cargo xtask --help`.
 
 mod demo;
+mod formats;
 mod lint;
 mod setup;
 mod test;
@@ -37,7 +38,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
-        Task::Setup => setup::run(setup::Purpose::Everything).map(|()| ExitCode::SUCCESS),
+        Task::Setup => setup::run(&setup::Purpose::ALL).map(|()| ExitCode::SUCCESS),
         Task::Demo { args } => demo::run(&args),
         Task::Test { levels, args } => test::run(&levels, &args),
         Task::Lint => lint::run(),

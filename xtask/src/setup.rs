@@ -6,7 +6,10 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context as _, Result, bail};
 use xtask::{ebpf, tools};
 
-use crate::workspace::{cargo_program, is_root, run as run_command};
+use crate::{
+    formats,
+    workspace::{cargo_program, described, is_root, run as run_command},
+};
 
 /// Packages of Debian that hold a rustc and its source.
 const CORE_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
@@ -24,26 +27,34 @@ const TEST_COMMANDS: [(&str, &str); 9] = [
     ("ps", "procps"),
 ];
 
-/// What the setup is for.
+/// What the setup is for, besides compiling all of it and the tests that need
+/// nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Compiling all of it, and the tests that need nothing else.
-    Building,
-    /// Also the integration tests and the demo.
-    Everything,
+    /// The integration tests and the demo.
+    Kernel,
+    /// The checks of what is written about events.
+    Formats,
 }
 
-/// Installs what `purpose` needs and what is not there.
-pub(crate) fn run(purpose: Purpose) -> Result<()> {
+impl Purpose {
+    /// Whatever there is to do.
+    pub(crate) const ALL: [Self; 2] = [Self::Kernel, Self::Formats];
+}
+
+/// Installs what `purposes` need and what is not there.
+pub(crate) fn run(purposes: &[Purpose]) -> Result<()> {
     let toolchain = ebpf::toolchain();
-    let commands: &[_] = match purpose {
-        Purpose::Building => &[],
-        Purpose::Everything => &TEST_COMMANDS,
-    };
-    let missing = commands
-        .iter()
-        .filter(|(command, _)| tools::program(command).is_none());
-    let mut packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    let mut packages = Vec::new();
+    if purposes.contains(&Purpose::Kernel) {
+        let missing = TEST_COMMANDS
+            .iter()
+            .filter(|(command, _)| tools::program(command).is_none());
+        packages.extend(missing.map(|&(_, package)| package));
+    }
+    if purposes.contains(&Purpose::Formats) {
+        packages.extend(formats::missing_packages());
+    }
     if let Err(error) = &toolchain {
         // Elsewhere these packages do not exist: the error says what else does.
         if Distribution::of_this_machine() != Distribution::Debian12 {
@@ -68,9 +79,13 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
             env!("CARGO_PKG_RUST_VERSION"),
         );
     }
-    if !commands.is_empty() {
-        let names: Vec<_> = commands.iter().map(|&(command, _)| command).collect();
+    if purposes.contains(&Purpose::Kernel) {
+        let names = TEST_COMMANDS.map(|(command, _)| command);
         println!("test commands:   {}", names.join(", "));
+    }
+    if purposes.contains(&Purpose::Formats) {
+        formats::install_checkers()?;
+        println!("format checkers: {}", formats::checkers());
     }
     Ok(())
 }
@@ -102,20 +117,26 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         .with_context(|| format!("install {}\nby hand: {by_hand}", packages.join(", ")))
 }
 
-/// Runs apt-get, which is only heard if it fails.
+/// Runs apt-get.
 fn apt_get(args: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
     command.args(["-qq", "-o", "Acquire::Retries=3"]).args(args);
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(std::process::Stdio::null());
-    let output = command.output().context("run apt-get")?;
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    run_quietly(&mut command)
+}
+
+/// Runs `command`, which is only heard if it fails.
+pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(std::process::Stdio::null())
+        .output()
+        .with_context(|| format!("run {}", described(command)))?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
         bail!(
-            "run apt-get {}: {}\n{}",
-            args.join(" "),
+            "run {}: {}\n{}",
+            described(command),
             output.status,
             said.trim_end()
         );

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    setup,
+    formats, setup,
     workspace::{cargo, described, is_root, target_dir, with_throttle},
 };
 
@@ -23,6 +23,8 @@ pub(crate) enum Level {
     Host,
     /// Real kernels, sockets and programs, in network namespaces: needs root
     Kernel,
+    /// Random events in every format, read by the checkers of others
+    Formats,
 }
 
 /// Runs all of `levels`, even if one of them fails.
@@ -32,12 +34,8 @@ pub(crate) fn run(levels: &[Level], args: &[OsString]) -> Result<ExitCode> {
     } else {
         levels
     };
-    let kernel = levels.contains(&Level::Kernel);
-    setup::run(if kernel {
-        setup::Purpose::Everything
-    } else {
-        setup::Purpose::Building
-    })?;
+    let purposes: Vec<_> = levels.iter().filter_map(|level| level.purpose()).collect();
+    setup::run(&purposes)?;
 
     let mut total = Tally::default();
     let mut failures = Vec::new();
@@ -68,6 +66,15 @@ pub(crate) fn run(levels: &[Level], args: &[OsString]) -> Result<ExitCode> {
 }
 
 impl Level {
+    /// What it needs besides what compiles it.
+    const fn purpose(self) -> Option<setup::Purpose> {
+        match self {
+            Self::Host => None,
+            Self::Kernel => Some(setup::Purpose::Kernel),
+            Self::Formats => Some(setup::Purpose::Formats),
+        }
+    }
+
     fn steps(self) -> &'static [Step] {
         match self {
             Self::Host => &[
@@ -84,11 +91,33 @@ impl Level {
                 title: "kernel: integration tests",
                 command: integration_tests,
             }],
+            Self::Formats => &[
+                Step {
+                    title: "formats: random events",
+                    command: formats::random_events,
+                },
+                Step {
+                    title: "formats: ECS",
+                    command: formats::ecs,
+                },
+                Step {
+                    title: "formats: OCSF",
+                    command: formats::ocsf,
+                },
+                Step {
+                    title: "formats: CEF",
+                    command: formats::cef,
+                },
+                Step {
+                    title: "formats: RFC 5424",
+                    command: formats::syslog,
+                },
+            ],
         }
     }
 }
 
-/// One run of cargo.
+/// One run of cargo, or of a program that reports like a test program.
 struct Step {
     title: &'static str,
     /// Prepares the run, given what is passed on to the test programs.

@@ -16,6 +16,8 @@ use crate::event::{Active, Episode, Event, What};
 const MESSAGE_MAX: usize = 1_023;
 /// Most characters that ArcSight keeps of a device's host name.
 const HOST_MAX: usize = 100;
+/// Most characters that ArcSight keeps of an interface's name.
+const INTERFACE_MAX: usize = 128;
 /// The highest count that ArcSight has room for.
 const COUNT_MAX: u64 = i32::MAX as u64;
 
@@ -46,7 +48,8 @@ fn extension(event: &Event, host: &Host, extent: &Extent) -> String {
     let what = &event.what;
     let mut fields = Fields::default();
     fields.put("rt", millis(event.at_ns));
-    fields.put("externalId", event.id);
+    // "Usually increasing numbers", which keep their order and show gaps.
+    fields.put("externalId", event.sequence);
     fields.put("cat", words::DATASET);
     fields.put_known("act", what.done());
     fields.put("reason", what.reason());
@@ -58,7 +61,6 @@ fn extension(event: &Event, host: &Host, extent: &Extent) -> String {
             fields.put("cnt", (*events).min(COUNT_MAX));
         }
     }
-    fields.put_labelled("flexNumber2", "sequence", Some(event.sequence));
     fields.put("dvchost", first(&extent.name(&host.name), HOST_MAX));
     fields.put_known("deviceExternalId", host.id.as_ref());
     fields.put("deviceProcessName", words::PRODUCT);
@@ -79,7 +81,7 @@ fn episode_fields(fields: &mut Fields, what: &What, episode: &Episode, extent: &
     fields.put("deviceDirection", 1);
     fields.put(
         "deviceOutboundInterface",
-        extent.name(&episode.interface.name),
+        first(&extent.name(&episode.interface.name), INTERFACE_MAX),
     );
     fields.put_end(
         ["src", "spt", "c6a2"],
@@ -122,14 +124,7 @@ fn episode_fields(fields: &mut Fields, what: &What, episode: &Episode, extent: &
     );
     let candidates = |active: &Active| words::candidates(active, extent);
     fields.put_labelled("cs5", "perhaps", episode.most_active().and_then(candidates));
-    fields.put_labelled("cs6", "mode", Some(episode.mode.word()));
-    fields.put_labelled("flexString1", "rate", Some(episode.rate));
-    fields.put_labelled("flexString2", "episode", Some(episode.id));
-    fields.put_labelled(
-        "flexNumber1",
-        "destinations",
-        Some(episode.destination_count.number),
-    );
+    fields.put_labelled("cs6", "episode", Some(episode.id));
 }
 
 /// `key=value`, each after a space.

@@ -56,7 +56,7 @@ impl Extent {
         whole.candidates = whos().map(|who| who.candidates().len()).max().unwrap_or(0);
         let processes = whos().flat_map(|who| who.process().into_iter().chain(who.candidates()));
         whole.args = processes
-            .map(|process| process.args.as_ref().map_or(0, Vec::len))
+            .map(|process| could_fit(process.args.as_deref().unwrap_or_default()))
             .max()
             .unwrap_or(0);
         whole
@@ -74,6 +74,20 @@ impl Extent {
     ) -> impl Iterator<Item = &'a crate::event::Process> + use<'a> {
         who.candidates().iter().take(self.candidates)
     }
+}
+
+/// As many of `args` as make a line too long, or all: with more of them a line
+/// would be written that nobody can use.
+fn could_fit(args: &[Name]) -> usize {
+    let mut len = 0;
+    args.iter()
+        .take_while(|arg| {
+            let fits = len <= LINE_MAX;
+            // And what separates it from the next one.
+            len += arg.as_str().len() + 1;
+            fits
+        })
+        .count()
 }
 
 /// The line that `write` makes of `event`: of all of it, or of the most of it

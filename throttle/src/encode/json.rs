@@ -131,7 +131,8 @@ struct EventFields {
     /// only watched, `end` and `info` when the episode is over.
     #[serde(rename = "type", skip_serializing_if = "Vec::is_empty")]
     types: Vec<&'static str>,
-    /// What happened.
+    /// What happened: `connection-attempt-deferred`, `connection-attempt-observed`,
+    /// `limit-ongoing`, `limit-cleared` or `events-lost`.
     action: &'static str,
     /// `success`: attempts were held back as they should be. Left out if they are
     /// only watched, and when events were lost.
@@ -163,7 +164,7 @@ struct EventFields {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     end: Option<String>,
-    /// How long the episode has lasted, in nanoseconds.
+    /// How long the episode lasted, or has lasted so far, in nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     duration: Option<u64>,
 }
@@ -276,7 +277,8 @@ struct User {
 struct Container {
     /// The container's id.
     id: String,
-    /// What runs the container, if its control group's path tells.
+    /// What runs the container, if its control group's path tells: `containerd`,
+    /// `cri-o`, `docker` or `podman`.
     #[serde(skip_serializing_if = "Option::is_none")]
     runtime: Option<&'static str>,
 }
@@ -372,7 +374,7 @@ struct Related {
 pub(super) struct Throttle {
     #[serde(flatten)]
     episode: Option<EpisodeFields>,
-    /// How many events were lost.
+    /// How many events were lost; `event.sequence` is the number of the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     lost: Option<u64>,
     /// Set if the event would have been longer than 16 KiB and something was
@@ -404,7 +406,7 @@ struct EpisodeFields {
     peak_half_open: u64,
     /// The most deferred attempts that were seen in the episode.
     peak_queued: u64,
-    /// What happened in the scope since the episode began, in attempts.
+    /// What happened in the scope since the episode began.
     totals: Totals,
     /// How many programs there are.
     program_count: u64,
@@ -491,8 +493,8 @@ struct Totals {
     attempts: u64,
     /// Attempts that passed at once.
     passed: u64,
-    /// Of those: attempts that were not counted, because their endpoint had
-    /// answered of late.
+    /// Attempts that passed uncounted, because their endpoint had answered of
+    /// late; they are part of `passed`.
     known: u64,
     /// Attempts that were deferred, or would have been.
     deferred: u64,
@@ -971,7 +973,8 @@ mod tests {
             .map(String::as_str)
             .collect();
         names.sort_unstable();
-        let mut tallies = Tallies::NAMES;
+        let tallies = Tallies::default();
+        let mut tallies: Vec<_> = tallies.of_attempts().map(|(name, _)| name).collect();
         tallies.sort_unstable();
         assert_eq!(names, tallies);
     }

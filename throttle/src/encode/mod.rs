@@ -1,4 +1,4 @@
-//! How an event is written: pure functions from [`Event`](crate::event::Event)
+//! How an event is written: pure functions from [`Event`]
 //! to one line, without its newline.
 //!
 //! [`text`] is for people, the others for the programs that collect events. What

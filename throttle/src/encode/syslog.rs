@@ -3,8 +3,6 @@
 //! The values are in its structured data, under names that say the same as those
 //! of [`json`](super::json); the message is for people.
 
-use throttle_common::record::Tallies;
-
 use super::{
     Host, Precision,
     extent::{self, Extent},
@@ -53,13 +51,20 @@ fn header(event: &Event, host: &Host) -> String {
     )
 }
 
-/// The name as the header takes it: printable ASCII without spaces.
+/// The name as the header takes it: with nothing but what names of hosts are
+/// made of, since readers guess at the rest.
 fn hostname(name: &str) -> String {
     if name.is_empty() {
         return "-".into();
     }
     name.chars()
-        .map(|c| if c.is_ascii_graphic() { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') {
+                c
+            } else {
+                '_'
+            }
+        })
         .take(HOSTNAME_MAX)
         .collect()
 }
@@ -73,7 +78,7 @@ fn structured(event: &Event, host: &Host, extent: &Extent) -> String {
     element.put_known("code", what.code());
     element.put("reason", what.reason());
     element.put("severity", what.severity().of_ten());
-    if hostname(host.name.as_str()) != host.name.as_str() {
+    if !host.name.is_empty() && hostname(host.name.as_str()) != host.name.as_str() {
         element.put("host", extent.name(&host.name));
     }
     element.put_known("host_id", host.id.as_ref());
@@ -114,7 +119,7 @@ fn episode_values(element: &mut Element, what: &What, episode: &Episode, extent:
     element.put("queued", episode.queued);
     element.put("peak_half_open", episode.peak_half_open);
     element.put("peak_queued", episode.peak_queued);
-    for (name, total) in Tallies::NAMES.iter().zip(episode.totals.0) {
+    for (name, total) in episode.totals.of_attempts() {
         element.put(&format!("total_{name}"), total);
     }
     element.put_count("program_count", episode.program_count);
@@ -201,6 +206,7 @@ impl Element {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use throttle_common::record::Tallies;
 
     #[test]
     fn a_value_is_escaped() {
@@ -212,7 +218,7 @@ mod tests {
     #[test]
     fn a_name_that_the_header_does_not_take_is_changed() {
         assert_eq!(hostname("node-1.example"), "node-1.example");
-        assert_eq!(hostname("größe 1"), "gr__e_1");
+        assert_eq!(hostname("größe 1:]"), "gr__e_1__");
         assert_eq!(hostname(""), "-");
         assert_eq!(hostname(&"x".repeat(300)).len(), HOSTNAME_MAX);
     }

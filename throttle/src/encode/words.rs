@@ -76,16 +76,12 @@ impl What {
         }
     }
 
-    /// What is done with attempts over the limit, as one word; none if nothing
-    /// is any more.
+    /// What is done, or was, with attempts over the limit, as one word.
     pub(super) fn done(&self) -> Option<&'static str> {
-        match self {
-            Self::LimitReached(episode) | Self::LimitOngoing(episode) => Some(match episode.mode {
-                Mode::Enforce => "deferred",
-                Mode::Monitor => "observed",
-            }),
-            Self::LimitCleared(_) | Self::Lost { .. } => None,
-        }
+        self.episode().map(|episode| match episode.mode {
+            Mode::Enforce => "deferred",
+            Mode::Monitor => "observed",
+        })
     }
 
     /// Why there is an event.
@@ -146,7 +142,7 @@ impl Episode {
     }
 }
 
-/// What happened, in a few words and with the most active program: what
+/// What happened, with the most active program and without lists: what
 /// machines carry along for the people who look at their screens.
 pub(super) fn message(event: &Event, extent: &Extent) -> String {
     sentence(
@@ -154,6 +150,7 @@ pub(super) fn message(event: &Event, extent: &Extent) -> String {
         &Extent {
             destinations: 0,
             programs: extent.programs.min(1),
+            args: 0,
             ..*extent
         },
     )
@@ -254,8 +251,8 @@ fn watched(episode: &Episode) -> &'static str {
 
 /// The counts that are not 0.
 fn totals(totals: &Tallies) -> String {
-    let counts = Tallies::NAMES.iter().zip(totals.0);
-    let each: Vec<_> = counts
+    let each: Vec<_> = totals
+        .of_attempts()
         .filter(|(_, count)| *count > 0)
         .map(|(name, count)| format!("{name} {count}"))
         .collect();
@@ -372,7 +369,9 @@ fn process(process: &Process, extent: &Extent) -> String {
         }
         known.extend(place);
     }
-    if let Some(args) = args {
+    if let Some(args) = args
+        && extent.args > 0
+    {
         let args = args.iter().take(extent.args).map(|arg| extent.name(arg));
         known.push(format!("arguments {}", args.collect::<Vec<_>>().join(" ")));
     }

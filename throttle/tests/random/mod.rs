@@ -14,7 +14,7 @@ use throttle::{
     name::Name,
     settings::{Mode, Rate},
 };
-use throttle_common::record::{TALLIES, Tallies};
+use throttle_common::record::Tallies;
 
 /// What means something to a format, a terminal or a reader.
 const PIECES: &[&[u8]] = &[
@@ -418,9 +418,8 @@ fn put_episode(values: &mut Values, kind: &str, episode: &Episode) {
             }),
         );
     }
-    for index in 0..TALLIES {
-        let name = format!("total_{}", Tallies::NAMES[index]);
-        values.put(&name, episode.totals.0[index]);
+    for (name, total) in episode.totals.of_attempts() {
+        values.put(&format!("total_{name}"), total);
     }
     values.put("program_count", episode.program_count.number);
     values.put("destination_count", episode.destination_count.number);
