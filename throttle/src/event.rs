@@ -43,7 +43,7 @@ pub enum What {
     LimitOngoing(Box<Episode>),
     /// The episode is over.
     LimitCleared(Box<Episode>),
-    /// Events were lost, because nobody took them.
+    /// Events were lost: they were too many, or nobody took them in time.
     Lost {
         /// How many.
         events: u64,

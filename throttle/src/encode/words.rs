@@ -94,7 +94,7 @@ impl What {
                 Some(Ending::Forgotten) => "the kernel gave the scope's entry to another one",
                 Some(Ending::Stopped) => "the throttle ended",
             },
-            Self::Lost { .. } => "nobody took the events in time",
+            Self::Lost { .. } => "they were too many, or nobody took them in time",
         }
     }
 
@@ -164,7 +164,7 @@ pub(super) fn sentence(event: &Event, extent: &Extent) -> String {
         What::LimitOngoing(episode) => ongoing(episode, extent),
         What::LimitCleared(episode) => cleared(episode, extent),
         What::Lost { events } => format!(
-            "{} lost: nobody took them in time",
+            "{} lost: they were too many, or nobody took them in time",
             many(*events, "event was", "events were")
         ),
     };
