@@ -185,7 +185,7 @@ impl Episodes {
             reached: *reached,
             before: state.map_or_else(Tallies::default, |state| state.tallies),
             peak_half_open: reached.half_open,
-            peak_queued: reached.queued,
+            peak_queued: reached.queued.max(state.map_or(0, |state| state.queued)),
             told_ns: reached.at_ns,
             counted_until_ns: now_ns,
             programs: HashMap::new(),
@@ -214,7 +214,7 @@ impl Episodes {
                 },
             );
         }
-        reports.push(self.report(&ongoing, Point::Reached, reached.at_ns, None));
+        reports.push(self.report(&ongoing, Point::Reached, reached.at_ns, state));
         if self.ongoing.len() < EPISODES_MAX {
             self.ongoing.insert(reached.scope, ongoing);
         } else {

@@ -1,5 +1,7 @@
 //! The eBPF programs and maps, loaded into the kernel.
 
+use std::{fs, path::Path};
+
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, MapType, ProgramArray},
@@ -17,6 +19,10 @@ use throttle_common::{
 };
 
 use crate::{Error, Result, layout, maps};
+
+/// The initial pid namespace, as /proc names it (`PROC_PID_INIT_INO` of
+/// include/linux/proc_ns.h).
+const INITIAL_PIDS: &str = "pid:[4026531836]";
 
 /// The compiled programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("THROTTLE_EBPF_OBJECT"));
@@ -194,10 +200,17 @@ impl Object {
     /// attempts count until they time out; says so once and carries on.
     pub fn watch_sockets(&mut self) {
         if let Err(error) = self.try_watch_sockets() {
-            warn!(
+            return warn!(
                 "programs are not named, and attempts that a program gives up keep their place until \
                  they time out: the kernel does not tell of sockets ({error}); it needs \
                  CONFIG_DEBUG_INFO_BTF"
+            );
+        }
+        if fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own != Path::new(INITIAL_PIDS)) {
+            warn!(
+                "programs are named by what the kernel notes alone, without executables and parents: \
+                 throttle is not in the initial pid namespace, where that is found (in a container: \
+                 let it share the host's, in a pod hostPID)"
             );
         }
     }
