@@ -215,6 +215,7 @@ fn a_reader_that_stops_holds_nobody_up_and_each_loss_is_told() {
     let log: Vec<String> = throttle.log.iter().collect();
     let records: u64 = log
         .iter()
+        .filter(|line| line.contains("scopes together"))
         .filter_map(|line| line.split_once("episodes "))
         .map(|(_, count)| count.split(|c: char| !c.is_ascii_digit()).next().unwrap())
         .map(|count| count.parse::<u64>().unwrap())

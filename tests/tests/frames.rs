@@ -742,7 +742,7 @@ fn the_fourth_of_three_is_held_back_and_handed_over_as_it_is() {
         assert_eq!((flow.handed_to(), flow.is_on_wire()), (7, false));
 
         let records = bench.records();
-        let [Record::Deferred(deferred), Record::LimitReached(reached)] = &records[..] else {
+        let [Record::LimitReached(reached), Record::Deferred(deferred)] = &records[..] else {
             panic!("{records:?}")
         };
         let len = frame.len();

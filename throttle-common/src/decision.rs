@@ -103,6 +103,20 @@ pub enum Deferral {
     Unaccountable,
 }
 
+impl Deferral {
+    /// Whether an episode begins with it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn episode_begins(&self) -> bool {
+        match self {
+            Self::Waits { episode_begins, .. } | Self::Overflow { episode_begins } => {
+                *episode_begins
+            }
+            Self::Unaccountable => false,
+        }
+    }
+}
+
 /// Rule 5: an attempt that found no room gets into its line, if that is not
 /// full.
 #[inline(always)]

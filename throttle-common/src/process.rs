@@ -16,8 +16,10 @@ pub struct Process {
     pub tid: u32,
     /// Real user id, in the initial user namespace.
     pub uid: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// If nobody is known: whether the socket is one that connects all the same
+    /// (1), because what was noted of it is gone, or because it is older than the
+    /// throttle. Else 0.
+    pub is_forgotten: u32,
     /// Cgroup v2 id of the thread.
     pub cgroup: u64,
     /// When the process started, in nanoseconds since boot (`start_boottime` of
@@ -36,6 +38,22 @@ impl Process {
     #[must_use]
     pub const fn is_known(&self) -> bool {
         self.tgid != 0
+    }
+
+    /// Nobody, of a socket that connects if `is_forgotten`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unknown(is_forgotten: bool) -> Self {
+        Self {
+            tgid: 0,
+            tid: 0,
+            uid: 0,
+            is_forgotten: is_forgotten as u32,
+            cgroup: 0,
+            start_ns: 0,
+            name: [0; NAME_LEN],
+            thread_name: [0; NAME_LEN],
+        }
     }
 
     /// The process as a scope, or as the owner of a line.

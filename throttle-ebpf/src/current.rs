@@ -55,7 +55,7 @@ pub fn process(context: &BtfTracePointContext) -> Process {
         tgid: context.tgid(),
         tid: context.pid(),
         uid: context.uid(),
-        reserved: 0,
+        is_forgotten: 0,
         cgroup,
         start_ns: member(leader, offset(&TASK_START_BOOTTIME)).unwrap_or(0),
         name: member(leader, offset(&TASK_COMM)).unwrap_or(thread_name),

@@ -53,7 +53,7 @@ pub fn deferred(skb: &Skb, seen: &Seen, flow: &Flow, now_ns: u64) -> bool {
             (&raw mut (*record).seen_ns).write(now_ns);
             (&raw mut (*record).scope).write(flow.scope);
             (&raw mut (*record).owner).write(flow.owner);
-            write_process(&raw mut (*record).process, flow.cookie);
+            write_process(skb, &raw mut (*record).process, flow.cookie);
             (&raw mut (*record).key).write(seen.key);
             (&raw mut (*record).isn).write(flow.isn);
             (&raw mut (*record).ifindex).write(skb.ifindex());
@@ -75,12 +75,12 @@ pub fn deferred(skb: &Skb, seen: &Seen, flow: &Flow, now_ns: u64) -> bool {
 ///
 /// `to` must be valid for writes.
 #[inline(always)]
-unsafe fn write_process(to: *mut Process, cookie: u64) {
+unsafe fn write_process(skb: &Skb, to: *mut Process, cookie: u64) {
     match sockets::process_of(cookie) {
         // SAFETY: as promised by the caller.
         Some(process) => unsafe { to.write(*process) },
         // SAFETY: as above.
-        None => unsafe { to.write(Process::default()) },
+        None => unsafe { to.write(Process::unknown(skb.is_of_tcp_socket())) },
     }
 }
 
@@ -88,6 +88,7 @@ unsafe fn write_process(to: *mut Process, cookie: u64) {
 /// not be told.
 #[inline(always)]
 pub fn limit_reached(
+    skb: &Skb,
     policy: &Policy,
     scope: &Scope,
     attempt: &Attempt,
@@ -102,7 +103,7 @@ pub fn limit_reached(
             (&raw mut (*record).at_ns).write(now_ns);
             (&raw mut (*record).scope).write(attempt.scope);
             (&raw mut (*record).owner).write(attempt.owner);
-            write_process(&raw mut (*record).process, attempt.cookie);
+            write_process(skb, &raw mut (*record).process, attempt.cookie);
             (&raw mut (*record).half_open).write(scope.half_open.total());
             (&raw mut (*record).queued).write(scope.queued.total());
             (&raw mut (*record).limit).write(policy.limit);

@@ -428,20 +428,23 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
         unhandled::count(Unhandled::ScopeTableFull);
         return pass_unaccounted(attempt);
     };
-    let episode_begins = match decision::defer(context, scope, line) {
+    let deferral = decision::defer(context, scope, line);
+    // First, so that the daemon knows of the episode before it knows of the
+    // attempt.
+    if deferral.episode_begins() {
+        if events::limit_reached(skb, policy, scope, attempt, syn, now_ns) {
+            tallies::count(&attempt.scope, Tally::Episodes);
+        } else {
+            scope.forget_episode(now_ns);
+        }
+    }
+    match deferral {
         Deferral::Unaccountable => {
             unhandled::count(Unhandled::Unaccountable);
             tallies::count(&attempt.scope, Tally::Overflowed);
-            false
         }
-        Deferral::Overflow { episode_begins } => {
-            tallies::count(&attempt.scope, Tally::Overflowed);
-            episode_begins
-        }
-        Deferral::Waits {
-            entry,
-            episode_begins,
-        } => {
+        Deferral::Overflow { .. } => tallies::count(&attempt.scope, Tally::Overflowed),
+        Deferral::Waits { entry, .. } => {
             if !insert(skb, context, syn, attempt, entry) {
                 decision::undo(scope, Some(line), entry);
                 return Verdict::Pass;
@@ -450,14 +453,6 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             if let Some(flow) = flows::get(&syn.key) {
                 hand_over(skb, context, syn, flow, scope);
             }
-            episode_begins
-        }
-    };
-    if episode_begins {
-        if events::limit_reached(policy, scope, attempt, syn, now_ns) {
-            tallies::count(&attempt.scope, Tally::Episodes);
-        } else {
-            scope.forget_episode(now_ns);
         }
     }
     match policy.mode() {

@@ -4,13 +4,16 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::{
-        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_redirect, bpf_skb_cgroup_id,
-        bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_redirect, bpf_sk_fullsock,
+        bpf_skb_cgroup_id, bpf_skb_load_bytes, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
 
 use crate::packet::Bytes;
+
+/// `IPPROTO_TCP` of linux/in.h.
+const IPPROTO_TCP: u32 = 6;
 
 /// How much of a packet is made linear when its headers are not: as much as a
 /// record carries, and more than an ICMP error must quote.
@@ -126,6 +129,20 @@ impl Skb {
     pub fn cgroup_id(&self) -> u64 {
         // SAFETY: a valid context.
         unsafe { bpf_skb_cgroup_id(self.skb) }
+    }
+
+    /// Whether a TCP socket of this host sent the packet.
+    #[inline(always)]
+    pub fn is_of_tcp_socket(&self) -> bool {
+        // SAFETY: the verifier has both pointers checked before they are used.
+        unsafe {
+            let socket = self.field(|skb| skb.__bindgen_anon_2.sk);
+            if socket.is_null() {
+                return false;
+            }
+            let socket = bpf_sk_fullsock(socket);
+            !socket.is_null() && (*socket).protocol == IPPROTO_TCP
+        }
     }
 
     /// The user whose socket sent the packet; none if it has no socket here.

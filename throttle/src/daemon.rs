@@ -1,6 +1,10 @@
 //! All of it running: the programs on their devices, the queue, the events.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::Duration,
+};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
@@ -19,11 +23,13 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
+use uuid::Uuid;
+
 use crate::{
     Error, Result, Settings,
     attach::{Attachment, Hook},
     clock,
-    episodes::Report,
+    episodes::{Point, Report},
     event,
     interface::{self, Interface},
     maps::{self, Maps},
@@ -41,6 +47,10 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 /// For how long it counts as alive after that: long enough for a busy machine,
 /// short enough that nobody waits long for its own retransmission to count.
 const ALIVE_NS: u64 = 1_000 * NANOS_PER_MILLI;
+/// Of so many scopes the end is logged one by one.
+const SCOPES_LOGGED: usize = 32;
+/// Most episodes of which it is remembered that their beginning was lost.
+const UNTOLD_MAX: usize = 1 << 14;
 /// How often it looks at the episodes that go on.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often it looks for what could not be handled.
@@ -62,6 +72,8 @@ pub struct Throttle {
     settings: Settings,
     keeper: Keeper,
     watch: Watch,
+    /// Episodes whose beginning was lost in a flood.
+    untold: HashSet<Uuid>,
     signals: Signals,
     vanishing: BoxStream<'static, u32>,
 }
@@ -196,6 +208,7 @@ impl Throttle {
             settings,
             keeper: Keeper::new()?,
             watch: Watch::default(),
+            untold: HashSet::new(),
             signals,
             vanishing,
         };
@@ -255,7 +268,7 @@ impl Throttle {
             interval
         });
         info!("attached to {}", self.attached());
-        let mut unhandled = 0;
+        let (mut unhandled, mut are_more) = (0, false);
         loop {
             let wake = self.wake_ns();
             tokio::select! {
@@ -271,7 +284,8 @@ impl Throttle {
                 ready = self.events.readable_mut() => {
                     let mut guard = ready.map_err(|e| Error::failed("wait for the ring buffer", e))?;
                     let (keeper, watch) = (&mut self.keeper, &mut self.watch);
-                    if drain(guard.get_inner_mut(), keeper, watch, &self.maps, output) {
+                    are_more = !drain(guard.get_inner_mut(), keeper, watch, &self.maps, output);
+                    if !are_more {
                         guard.clear_ready();
                     }
                 }
@@ -284,16 +298,32 @@ impl Throttle {
                 Some(index) = self.vanishing.next() => self.let_go(index)?,
             }
             self.serve();
-            let reports = self.watch.begin(&self.maps);
+            let reports = self.watch.begin(&self.maps, are_more);
             self.tell(reports, output);
         }
     }
 
-    /// Hands reports on, to be named and written.
-    fn tell(&self, reports: Vec<Report>, output: &mut Output<Draft>) {
+    /// Hands reports on, to be named and written. Of an episode whose beginning was
+    /// lost in a flood, the rest is lost too.
+    fn tell(&mut self, reports: Vec<Report>, output: &mut Output<Draft>) {
         for report in reports {
+            let (id, point) = (report.id, report.point);
             let interface = self.names.get(&report.reached.ifindex).cloned();
-            output.tell(Draft::Report(Box::new(report), interface));
+            let group = group_of(&report);
+            let draft = Draft::Report(Box::new(report), interface);
+            match point {
+                Point::Reached => {
+                    if !output.tell(draft, group) {
+                        if self.untold.len() >= UNTOLD_MAX {
+                            self.untold.clear();
+                        }
+                        self.untold.insert(id);
+                    }
+                }
+                Point::Ongoing if self.untold.contains(&id) => output.lose(),
+                Point::Cleared(_) if self.untold.remove(&id) => output.lose(),
+                Point::Ongoing | Point::Cleared(_) => output.tell_on(draft),
+            }
         }
     }
 
@@ -422,13 +452,21 @@ impl Throttle {
         self.detach().await;
         let reports = self.watch.stop(&self.maps);
         self.tell(reports, output);
+        let (mut scopes, mut sum) = (0, Tallies::default());
         for (subject, _) in self.maps.scopes() {
             let Tallies(counts) = self.maps.tallies(&subject);
-            info!(
-                "{}: {}",
-                self.name(&subject),
-                list(Tallies::NAMES.into_iter().zip(counts))
-            );
+            for (sum, count) in sum.0.iter_mut().zip(counts) {
+                *sum = sum.wrapping_add(count);
+            }
+            scopes += 1;
+            if scopes <= SCOPES_LOGGED {
+                let each = list(Tallies::NAMES.into_iter().zip(counts));
+                info!("{}: {each}", self.name(&subject));
+            }
+        }
+        if scopes > SCOPES_LOGGED {
+            let each = list(Tallies::NAMES.into_iter().zip(sum.0));
+            info!("all {scopes} scopes together: {each}");
         }
         let counts = self.unhandled();
         if counts.iter().any(|(_, count)| *count > 0) {
@@ -451,6 +489,16 @@ fn give_back_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Whose flood a report would be part of: a cgroup's, else an owner's.
+fn group_of(report: &Report) -> u64 {
+    let mut hash = DefaultHasher::new();
+    match report.reached.process {
+        process if process.is_known() => process.cgroup.hash(&mut hash),
+        _ => report.reached.owner.hash(&mut hash),
+    }
+    hash.finish()
 }
 
 fn list(counts: impl IntoIterator<Item = (&'static str, u64)>) -> String {
@@ -539,7 +587,9 @@ fn take_in(
             }
         }
         RecordKind::LimitReached => {
-            watch.reached(maps::record(bytes)?);
+            if let Some(process) = watch.reached(maps::record(bytes)?) {
+                output.hint(Draft::Learn(Box::new(process)));
+            }
         }
         RecordKind::Room => {
             let record: Room = maps::record(bytes)?;

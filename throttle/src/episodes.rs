@@ -3,7 +3,10 @@
 //!
 //! Pure: the time and the state of the kernel side are parameters.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
 
 use throttle_common::{
     NANOS_PER_SEC,
@@ -13,18 +16,26 @@ use throttle_common::{
     subject::Subject,
 };
 
+use uuid::Uuid;
+
 use crate::event::{Count, Ending, Episode};
 
 /// How often an episode that goes on is reported: every 30 s.
 pub const ONGOING_NS: u64 = 30 * NANOS_PER_SEC;
 
-/// Most episodes that are followed at once. Of those beyond, only the beginning
-/// is reported.
-const EPISODES_MAX: usize = 4_096;
-/// Most programs that are told apart, in all episodes together.
-const PROGRAMS_MAX: usize = 16_384;
-/// Most destinations that are told apart, in all episodes together.
+/// Most episodes that are followed at once, more than there are scopes. Of those
+/// beyond, only the beginning is reported.
+const EPISODES_MAX: usize = 2_048;
+/// Most programs that are told apart in one episode.
+const PROGRAMS_EACH: usize = 256;
+/// From how many programs in all episodes on each has only its share.
+const PROGRAMS_MAX: usize = 65_536;
+/// The share of an episode.
+const PROGRAMS_SHARE: usize = 16;
+/// From how many destinations in all episodes on each has only its share.
 const DESTINATIONS_MAX: usize = 65_536;
+/// The share of an episode.
+const DESTINATIONS_SHARE: usize = 64;
 
 /// What the kernel side knows of a scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +63,18 @@ pub struct Attempt {
     pub first_ns: u64,
 }
 
+/// An episode that begins.
+#[derive(Debug, Clone, Copy)]
+pub struct Beginning {
+    /// The id that all its events carry.
+    pub id: Uuid,
+    /// When it begins, in nanoseconds since 1970. Kept, since the calendar may be
+    /// set meanwhile.
+    pub start_ns: u64,
+    /// What the kernel side told.
+    pub record: LimitReached,
+}
+
 /// At which point of an episode a report is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
@@ -71,8 +94,10 @@ pub struct Report {
     pub point: Point,
     /// When it is made.
     pub at_ns: u64,
-    /// The episode's number among all of this run.
-    pub episode: u64,
+    /// The episode's id.
+    pub id: Uuid,
+    /// When it began, in nanoseconds since 1970.
+    pub start_ns: u64,
     /// What the kernel side told when it began.
     pub reached: LimitReached,
     /// Half-open attempts now.
@@ -112,15 +137,28 @@ pub struct Suspect {
 struct Program {
     process: Process,
     attempts: u64,
+    /// Attempts of the one whose room it got: it may have had as many before.
+    inherited: u64,
     destinations: HashSet<Endpoint>,
     more_destinations: bool,
 }
 
+impl Program {
+    const fn weight(&self) -> u64 {
+        self.attempts + self.inherited
+    }
+}
+
 #[derive(Debug)]
 struct Ongoing {
-    episode: u64,
+    /// Its number among all of this run.
+    number: u64,
+    id: Uuid,
+    start_ns: u64,
     reached: LimitReached,
     before: Tallies,
+    /// How its scope was at the last look.
+    last: Option<State>,
     peak_half_open: u64,
     peak_queued: u64,
     told_ns: u64,
@@ -159,31 +197,38 @@ impl Episodes {
         self.ongoing.is_empty()
     }
 
-    /// An episode begins. `state` is that of its scope, `attempts` are those of
-    /// the scope that are unanswered now.
+    /// An episode begins. `state` is that of its scope at `now_ns`, `attempts` are
+    /// those of the scope that are known by now.
     ///
     /// If there was one in that scope already it was over, and is reported first.
     pub fn begin(
         &mut self,
-        reached: &LimitReached,
+        beginning: &Beginning,
         now_ns: u64,
         state: Option<State>,
         attempts: impl IntoIterator<Item = Attempt>,
     ) -> Vec<Report> {
+        let Beginning {
+            id,
+            start_ns,
+            record: reached,
+        } = *beginning;
         let mut reports = Vec::new();
-        let old = self.remove(&reached.scope);
-        let was_there = old.is_some();
-        if let Some(old) = old {
-            // What happened since its last look is that of the new one, or was
-            // little: there was a quiet time between them.
+        if let Some(old) = self.remove(&reached.scope) {
+            // What the scope is like now is the new one's.
+            self.settle(reached.scope, old.last);
+            let over = old.last.map(|last| State { queued: 0, ..last });
             let ending = Point::Cleared(Ending::Recovered);
-            reports.push(self.report(&old, ending, reached.at_ns, state));
+            reports.push(self.report(&old, ending, reached.at_ns, over));
         }
         self.begun += 1;
         let mut ongoing = Ongoing {
-            episode: self.begun,
-            reached: *reached,
+            number: self.begun,
+            id,
+            start_ns,
+            reached,
             before: state.map_or_else(Tallies::default, |state| state.tallies),
+            last: state,
             peak_half_open: reached.half_open,
             peak_queued: reached.queued.max(state.map_or(0, |state| state.queued)),
             told_ns: reached.at_ns,
@@ -198,9 +243,7 @@ impl Episodes {
                 self.count(&mut ongoing, &attempt);
             }
         }
-        if !was_there {
-            self.leave_out_the_first(&mut ongoing);
-        }
+        self.leave_out_the_first(&mut ongoing);
         if ongoing.programs.is_empty() {
             // What met the limit has ended already, or was not remembered.
             let endpoint = reached.key.endpoint();
@@ -223,19 +266,14 @@ impl Episodes {
         reports
     }
 
-    /// An attempt was deferred in `scope`. `true` if it is the first one of its
-    /// program there.
-    pub fn deferred(&mut self, scope: &Subject, attempt: &Attempt) -> bool {
-        let Some(mut ongoing) = self.ongoing.remove(scope) else {
-            return false;
-        };
-        let is_new = attempt.first_ns > ongoing.counted_until_ns && {
-            let before = ongoing.programs.len();
-            self.count(&mut ongoing, attempt);
-            ongoing.programs.len() > before
-        };
-        self.ongoing.insert(*scope, ongoing);
-        is_new
+    /// An attempt was deferred in `scope`.
+    pub fn deferred(&mut self, scope: &Subject, attempt: &Attempt) {
+        if let Some(mut ongoing) = self.ongoing.remove(scope) {
+            if attempt.first_ns > ongoing.counted_until_ns {
+                self.count(&mut ongoing, attempt);
+            }
+            self.ongoing.insert(*scope, ongoing);
+        }
     }
 
     /// Looks at all of them: what has changed, what is over, what is to be
@@ -256,6 +294,7 @@ impl Episodes {
                 None => Some(Ending::Forgotten),
                 Some(state) if state.has_recovered => Some(Ending::Recovered),
                 Some(state) => {
+                    ongoing.last = Some(state);
                     ongoing.peak_half_open = ongoing.peak_half_open.max(state.half_open);
                     ongoing.peak_queued = ongoing.peak_queued.max(state.queued);
                     None
@@ -264,18 +303,20 @@ impl Episodes {
             if let Some(ending) = ending {
                 self.forget(&ongoing);
                 self.settle(scope, state);
-                reports.push(self.report(&ongoing, Point::Cleared(ending), now_ns, state));
+                let report = self.report(&ongoing, Point::Cleared(ending), now_ns, state);
+                reports.push((ongoing.number, report));
                 continue;
             }
             if now_ns.saturating_sub(ongoing.told_ns) >= ONGOING_NS {
                 ongoing.told_ns = now_ns;
-                reports.push(self.report(&ongoing, Point::Ongoing, now_ns, state));
+                let report = self.report(&ongoing, Point::Ongoing, now_ns, state);
+                reports.push((ongoing.number, report));
             }
             self.ongoing.insert(scope, ongoing);
         }
         // In the order in which they began.
-        reports.sort_by_key(|report| report.episode);
-        reports
+        reports.sort_by_key(|(number, _)| *number);
+        reports.into_iter().map(|(_, report)| report).collect()
     }
 
     /// The throttle ends, and with it all episodes.
@@ -290,11 +331,12 @@ impl Episodes {
             .map(|(scope, ongoing)| {
                 self.forget(&ongoing);
                 let ending = Point::Cleared(Ending::Stopped);
-                self.report(&ongoing, ending, now_ns, state_of(&scope))
+                let report = self.report(&ongoing, ending, now_ns, state_of(&scope));
+                (ongoing.number, report)
             })
             .collect();
-        reports.sort_by_key(|report| report.episode);
-        reports
+        reports.sort_by_key(|(number, _)| *number);
+        reports.into_iter().map(|(_, report)| report).collect()
     }
 
     /// The tallies were read a moment after the episode had begun: leaves out of
@@ -352,8 +394,9 @@ impl Episodes {
         self.programs -= ongoing.programs.len();
     }
 
-    /// Counts an attempt. What there is no room for is not remembered, and that
-    /// is noted.
+    /// Counts an attempt. There is room for so many programs; a new one gets the
+    /// room of the least active, and its weight too, so that whoever goes on comes
+    /// to the top (the space-saving algorithm).
     fn count(&mut self, ongoing: &mut Ongoing, attempt: &Attempt) {
         let Attempt {
             owner,
@@ -361,33 +404,59 @@ impl Episodes {
             endpoint,
             ..
         } = *attempt;
+        let programs = &mut ongoing.programs;
+        if !programs.contains_key(&owner) {
+            let is_full = programs.len() >= PROGRAMS_EACH
+                || programs.len() >= PROGRAMS_SHARE && self.programs >= PROGRAMS_MAX;
+            let least = if is_full {
+                ongoing.more_programs = true;
+                let least = programs.iter().min_by_key(|(_, program)| program.weight());
+                let least = least.map(|(owner, _)| *owner);
+                least.and_then(|owner| programs.remove(&owner))
+            } else {
+                self.programs += 1;
+                None
+            };
+            let inherited = least.map_or(0, |least| {
+                self.destinations -= least.destinations.len();
+                least.weight()
+            });
+            programs.insert(
+                owner,
+                Program {
+                    process,
+                    attempts: 0,
+                    inherited,
+                    destinations: HashSet::new(),
+                    more_destinations: false,
+                },
+            );
+        }
         let room = &mut self.destinations;
-        let mut remember = |set: &mut HashSet<Endpoint>, more: &mut bool| {
-            if *room < DESTINATIONS_MAX {
+        let mut remember = |set: &mut HashSet<Endpoint>, share: usize, more: &mut bool| {
+            if *room < DESTINATIONS_MAX || set.len() < share {
                 *room += usize::from(set.insert(endpoint));
             } else if !set.contains(&endpoint) {
                 *more = true;
             }
         };
-        remember(&mut ongoing.destinations, &mut ongoing.more_destinations);
-        if !ongoing.programs.contains_key(&owner) {
-            if self.programs >= PROGRAMS_MAX {
-                ongoing.more_programs = true;
-                return;
+        remember(
+            &mut ongoing.destinations,
+            DESTINATIONS_SHARE,
+            &mut ongoing.more_destinations,
+        );
+        if let Some(program) = programs.get_mut(&owner) {
+            program.attempts += 1;
+            if !program.process.is_known() {
+                if process.is_known() {
+                    program.process = process;
+                } else {
+                    // One of them may be a raw or packet socket's.
+                    program.process.is_forgotten &= process.is_forgotten;
+                }
             }
-            self.programs += 1;
+            remember(&mut program.destinations, 1, &mut program.more_destinations);
         }
-        let program = ongoing.programs.entry(owner).or_insert_with(|| Program {
-            process,
-            attempts: 0,
-            destinations: HashSet::new(),
-            more_destinations: false,
-        });
-        program.attempts += 1;
-        if !program.process.is_known() {
-            program.process = process;
-        }
-        remember(&mut program.destinations, &mut program.more_destinations);
     }
 
     fn report(&self, ongoing: &Ongoing, point: Point, at_ns: u64, state: Option<State>) -> Report {
@@ -395,9 +464,14 @@ impl Episodes {
             number: number as u64,
             or_more,
         };
-        let mut suspects: Vec<_> = ongoing
-            .programs
-            .iter()
+        // Who met the limit comes first among equals.
+        let met = ongoing.reached.owner;
+        let mut suspects: Vec<_> = ongoing.programs.iter().collect();
+        suspects
+            .sort_by_key(|(owner, program)| (Reverse(program.weight()), **owner != met, owner.id));
+        let suspects = suspects
+            .into_iter()
+            .take(Episode::PROGRAMS)
             .map(|(owner, program)| Suspect {
                 owner: *owner,
                 process: program.process,
@@ -405,10 +479,6 @@ impl Episodes {
                 destinations: count(program.destinations.len(), program.more_destinations),
             })
             .collect();
-        // Who met the limit comes first among equals.
-        let met = ongoing.reached.owner;
-        suspects.sort_by_key(|s| (std::cmp::Reverse(s.attempts), s.owner != met, s.owner.id));
-        suspects.truncate(Episode::PROGRAMS);
         let examples = ongoing.destinations.iter().take(Episode::DESTINATIONS);
         let mut examples: Vec<_> = examples.copied().collect();
         examples.sort_by_key(|endpoint| (endpoint.address, endpoint.port));
@@ -417,14 +487,20 @@ impl Episodes {
             (Point::Ongoing | Point::Cleared(_), Some(state)) => (state.half_open, state.queued),
             (Point::Ongoing | Point::Cleared(_), None) => (0, 0),
         };
-        let mut totals = Tallies::default();
-        if let Some(state) = state {
+        // If the kernel has thrown the scope or its tallies out: as they were seen
+        // last.
+        let since = |state: &State| {
+            let mut totals = Tallies::default();
             let each = state.tallies.0.iter().zip(ongoing.before.0);
             for (total, (now, before)) in totals.0.iter_mut().zip(each) {
-                // Less than before if the kernel began its table anew.
-                *total = now.checked_sub(before).unwrap_or(*now);
+                *total = now.checked_sub(before)?;
             }
-        }
+            Some(totals)
+        };
+        let now = state.as_ref().and_then(since);
+        let mut totals = now
+            .or_else(|| ongoing.last.as_ref().and_then(since))
+            .unwrap_or_default();
         // An attempt is counted a moment before what becomes of it.
         let known = [Tally::Passed, Tally::Deferred, Tally::Overflowed].map(|of| totals.get(of));
         let attempts = &mut totals.0[Tally::Attempts as usize];
@@ -432,7 +508,8 @@ impl Episodes {
         Report {
             point,
             at_ns,
-            episode: ongoing.episode,
+            id: ongoing.id,
+            start_ns: ongoing.start_ns,
             reached: ongoing.reached,
             half_open,
             queued,
@@ -469,8 +546,8 @@ mod tests {
         }
     }
 
-    fn reached(scope: Subject, at_ns: u64) -> LimitReached {
-        LimitReached {
+    fn reached(scope: Subject, at_ns: u64) -> Beginning {
+        let record = LimitReached {
             kind: 2,
             ifindex: 2,
             at_ns,
@@ -483,7 +560,16 @@ mod tests {
             interval_ns: SEC,
             mode: 0,
             key: key(1),
+        };
+        Beginning {
+            id: id(at_ns),
+            start_ns: at_ns,
+            record,
         }
+    }
+
+    fn id(at_ns: u64) -> Uuid {
+        Uuid::from_u128(at_ns.into())
     }
 
     fn attempt(tgid: u32, destination: u16, first_ns: u64) -> Attempt {
@@ -555,9 +641,9 @@ mod tests {
         );
         assert_eq!(reports[0].examples.len(), 50);
         // Seen when it began, and told of again by its record.
-        assert!(!episodes.deferred(&SCOPE, &attempt(7, 1, SEC)));
-        assert!(episodes.deferred(&SCOPE, &attempt(11, 3, SEC + 6)));
-        assert!(!episodes.deferred(&SCOPE, &attempt(11, 3, SEC + 7)));
+        episodes.deferred(&SCOPE, &attempt(7, 1, SEC));
+        episodes.deferred(&SCOPE, &attempt(11, 3, SEC + 6));
+        episodes.deferred(&SCOPE, &attempt(11, 3, SEC + 7));
         let reports = episodes.look(40 * SEC, |_| Some(state(9, 9, 0)));
         let of = |tgid| {
             reports[0]
@@ -583,10 +669,13 @@ mod tests {
         let mut episodes = Episodes::default();
         episodes.begin(&reached(SCOPE, SEC), SEC, None, []);
         let reports = episodes.begin(&reached(SCOPE, 20 * SEC), 20 * SEC, None, []);
-        let points: Vec<_> = reports.iter().map(|r| (r.episode, r.point)).collect();
+        let points: Vec<_> = reports.iter().map(|r| (r.id, r.point)).collect();
         assert_eq!(
             points,
-            [(1, Point::Cleared(Ending::Recovered)), (2, Point::Reached)]
+            [
+                (id(SEC), Point::Cleared(Ending::Recovered)),
+                (id(20 * SEC), Point::Reached)
+            ]
         );
         assert_eq!(episodes.len(), 1);
     }
@@ -635,6 +724,55 @@ mod tests {
     }
 
     #[test]
+    fn who_goes_on_comes_to_the_top_however_many_come_once() {
+        let mut episodes = Episodes::default();
+        episodes.begin(&reached(SCOPE, SEC), SEC, None, []);
+        let mut next = 100..;
+        let mut once = |episodes: &mut Episodes, count: usize| {
+            for tgid in next.by_ref().take(count) {
+                let at_ns = 2 * SEC + u64::from(tgid);
+                episodes.deferred(&SCOPE, &attempt(tgid, 1, at_ns));
+            }
+        };
+        once(&mut episodes, 20_000);
+        for n in 0..400 {
+            let worm = attempt(99, n, 3 * SEC + u64::from(n));
+            episodes.deferred(&SCOPE, &worm);
+            once(&mut episodes, 10);
+        }
+        let reports = episodes.stop(9 * SEC, |_| None);
+        assert_eq!(reports[0].suspects[0].process.tgid, 99);
+        assert!(reports[0].programs.or_more);
+        // What it had before it got its room is not claimed.
+        assert!((300..=400).contains(&reports[0].suspects[0].attempts));
+    }
+
+    #[test]
+    fn an_episode_has_its_share_however_full_the_others_are() {
+        let mut episodes = Episodes::default();
+        let other = |n: u64| Subject::numbered(SubjectKind::User, n);
+        for n in 0..300_u32 {
+            let scope = other(n.into());
+            episodes.begin(&reached(scope, SEC), SEC, None, []);
+            for tgid in 0..300 {
+                episodes.deferred(&scope, &attempt(1_000 + tgid, 1, 2 * SEC));
+            }
+        }
+        assert!(episodes.programs >= PROGRAMS_MAX);
+        let late = other(1_000);
+        let there = (0..9).map(|n| attempt(5, n, 1));
+        let reports = episodes.begin(&reached(late, 3 * SEC), 3 * SEC, None, there);
+        assert_eq!(
+            (
+                reports[0].suspects[0].process.tgid,
+                reports[0].suspects[0].attempts
+            ),
+            (5, 9)
+        );
+        assert_eq!(reports[0].destinations.number, 9);
+    }
+
+    #[test]
     fn memory_is_bounded_and_given_back() {
         let mut episodes = Episodes::default();
         let scope = |n: u64| Subject::numbered(SubjectKind::Source, n);
@@ -646,12 +784,13 @@ mod tests {
         for n in 0..120_000_u32 {
             let destination = u16::try_from(n % 60_000).unwrap();
             let at_ns = 2 * SEC + u64::from(n);
-            episodes.deferred(
-                &scope(u64::from(n) % 16),
-                &attempt(100 + n % 20_000, destination, at_ns),
-            );
+            let to = scope(u64::from(n) % 512);
+            episodes.deferred(&to, &attempt(100 + n, destination, at_ns));
         }
-        assert!(episodes.programs <= PROGRAMS_MAX && episodes.destinations <= DESTINATIONS_MAX);
+        let shares = EPISODES_MAX * PROGRAMS_SHARE;
+        assert!(episodes.programs <= PROGRAMS_MAX + shares);
+        let shares = EPISODES_MAX * (DESTINATIONS_SHARE + PROGRAMS_EACH);
+        assert!(episodes.destinations <= DESTINATIONS_MAX + shares);
         let reports = episodes.stop(9 * SEC, |_| None);
         assert!(reports[0].programs.or_more && reports[0].destinations.or_more);
         assert_eq!((episodes.programs, episodes.destinations), (0, 0));

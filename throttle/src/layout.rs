@@ -10,7 +10,7 @@
 use std::fs;
 
 /// Where the kernel describes itself.
-const BTF: &str = "/sys/kernel/btf/vmlinux";
+pub const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Where members of `struct task_struct` are, in bytes from its beginning; 0 if
 /// that is not known.
@@ -112,7 +112,12 @@ impl<'a> Types<'a> {
         while at < types.types.len() {
             types.begins.push(u32::try_from(at).ok()?);
             let found = types.at(at)?;
-            at = found.at.checked_add(found.trailer()?)?;
+            // Behind a kind that is not known here nothing can be found. What is
+            // looked for is mostly before.
+            let Some(trailer) = found.trailer() else {
+                break;
+            };
+            at = found.at.checked_add(trailer)?;
         }
         Some(types)
     }

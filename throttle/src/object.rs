@@ -129,9 +129,14 @@ impl Object {
         let what = "load the eBPF programs";
         let remedy = "throttle needs Linux 5.12 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT \
                       and CONFIG_SOCK_CGROUP_DATA";
-        // Without it there is no tracepoint either, which is said then.
         let task = layout::Task::of_this_kernel().unwrap_or_else(|error| {
-            debug!("what the kernel tells of processes: {error}");
+            // Without BTF there is no tracepoint either, which is said then.
+            if fs::exists(layout::BTF).unwrap_or(false) {
+                warn!(
+                    "when programs started is not known, so what /proc says of them is believed \
+                       only if the name is the same: {error}"
+                );
+            }
             layout::Task::default()
         });
         let mut ebpf = EbpfLoader::new()

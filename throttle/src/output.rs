@@ -256,15 +256,31 @@ impl<T: Send + 'static> Output<T> {
         output
     }
 
-    /// Tells of something. It never waits.
-    pub fn tell(&mut self, draft: T) {
-        self.told += 1;
+    /// Tells of something. It never waits. `group` says who caused it: in a flood
+    /// each group has a bound of its own. `false` if it is lost in one.
+    pub fn tell(&mut self, draft: T, group: u64) -> bool {
         let now_ns = clock::monotonic_ns();
-        if self.flood.as_mut().is_none_or(|flood| flood.admits(now_ns)) {
-            self.drafts.push(draft, now_ns);
+        let admits = |flood: &mut Flood| flood.admits(group, now_ns);
+        if self.flood.as_mut().is_none_or(admits) {
+            self.tell_on(draft);
+            true
         } else {
-            self.drafts.refuse(now_ns);
+            self.lose();
+            false
         }
+    }
+
+    /// Tells what belongs to something that was told: no flood holds it up. It
+    /// never waits.
+    pub fn tell_on(&mut self, draft: T) {
+        self.told += 1;
+        self.drafts.push(draft, clock::monotonic_ns());
+    }
+
+    /// Counts something as told and lost.
+    pub fn lose(&mut self) {
+        self.told += 1;
+        self.drafts.refuse(clock::monotonic_ns());
     }
 
     /// Hands over what is no event, but helps to name later ones. It never waits,

@@ -3,14 +3,13 @@
 //! Names are asked of /proc and of the user database, which may take its time,
 //! so this runs in a thread of its own.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::net::SocketAddr;
 
 use throttle_common::{
     policy::Mode as RawMode,
     process::Process as Known,
     subject::{Subject, SubjectKind},
 };
-use uuid::Uuid;
 
 use crate::{
     clock,
@@ -31,17 +30,11 @@ pub enum Draft {
     Learn(Box<Known>),
 }
 
-/// Most episodes whose ids are remembered: more than are followed at once.
-const IDS_MAX: usize = 1 << 14;
-
 /// Makes events of reports.
 #[derive(Debug)]
 pub struct Teller {
     names: Names,
     with_destinations: bool,
-    /// Of each episode that goes on: its id, and when it began in nanoseconds
-    /// since 1970. The calendar may be set meanwhile.
-    begun: HashMap<u64, (Uuid, u64)>,
 }
 
 impl Teller {
@@ -52,7 +45,6 @@ impl Teller {
         Self {
             names,
             with_destinations,
-            begun: HashMap::new(),
         }
     }
 
@@ -69,7 +61,7 @@ impl Teller {
 
     fn event(&mut self, report: &Report, interface: Option<String>) -> Event {
         let at_ns = clock::calendar_ns(report.at_ns);
-        let episode = Box::new(self.episode(report, at_ns, interface));
+        let episode = Box::new(self.episode(report, interface));
         let what = match report.point {
             Point::Reached => What::LimitReached(episode),
             Point::Ongoing => What::LimitOngoing(episode),
@@ -78,15 +70,14 @@ impl Teller {
         Event::new(at_ns, 0, what)
     }
 
-    fn episode(&mut self, report: &Report, at_ns: u64, interface: Option<String>) -> Episode {
+    fn episode(&mut self, report: &Report, interface: Option<String>) -> Episode {
         let reached = &report.reached;
         let (source, destination) = event::ends(&reached.key);
         let interface = interface.map(Name::new);
-        let (id, start_ns) = self.identity(report, at_ns);
         let duration_ns = report.at_ns.saturating_sub(reached.at_ns);
         let programs = report.suspects.iter().map(|s| self.active(s)).collect();
         Episode {
-            id,
+            id: report.id,
             scope: self.scope(report, interface.as_ref()),
             interface: Interface {
                 index: reached.ifindex,
@@ -103,7 +94,7 @@ impl Teller {
             queued: report.queued,
             peak_half_open: report.peak_half_open,
             peak_queued: report.peak_queued,
-            start_ns,
+            start_ns: report.start_ns,
             duration_ns,
             totals: report.totals,
             source,
@@ -121,22 +112,6 @@ impl Teller {
                 Point::Cleared(ending) => Some(ending),
                 Point::Reached | Point::Ongoing => None,
             },
-        }
-    }
-
-    /// The id of a report's episode, and when it began: noted when it begins,
-    /// dropped when it is over.
-    fn identity(&mut self, report: &Report, at_ns: u64) -> (Uuid, u64) {
-        let ago_ns = report.at_ns.saturating_sub(report.reached.at_ns);
-        let new = || (event::new_id(at_ns), at_ns.saturating_sub(ago_ns));
-        match report.point {
-            Point::Cleared(_) => self.begun.remove(&report.episode).unwrap_or_else(new),
-            Point::Reached | Point::Ongoing => {
-                if self.begun.len() >= IDS_MAX {
-                    self.begun.clear();
-                }
-                *self.begun.entry(report.episode).or_insert_with(new)
-            }
         }
     }
 
@@ -169,7 +144,15 @@ impl Teller {
             Some(SubjectKind::Cgroup | SubjectKind::Interface | SubjectKind::User) | None => {
                 Who::Cgroup {
                     cgroup: self.names.cgroup(owner.number()),
-                    candidates: self.names.candidates(owner.number()),
+                    // A socket that connects is not one of theirs.
+                    candidates: if suspect.process.is_forgotten == 0 {
+                        let mut candidates = self.names.candidates(owner.number());
+                        // Nor is the throttle's own packet socket.
+                        candidates.retain(|process| process.pid != std::process::id());
+                        candidates
+                    } else {
+                        Vec::new()
+                    },
                 }
             }
         };

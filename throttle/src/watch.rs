@@ -1,10 +1,10 @@
 //! The kernel side's part of the episodes: its records and its tables, read into
 //! [`Episodes`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use throttle_common::{
-    flow::Phase,
+    flow::{FlowKey, Phase},
     policy::Policy,
     process::Process,
     record::{Deferred, LimitReached},
@@ -14,13 +14,20 @@ use throttle_common::{
 
 use crate::{
     clock,
-    episodes::{Attempt, Episodes, Report, State},
+    episodes::{Attempt, Beginning, Episodes, Report, State},
+    event,
     maps::Maps,
 };
 
 /// After a look at all attempts, how much longer than the look it takes at least
 /// until the next one: the daemon has a queue to keep.
 const PAUSE: u64 = 20;
+
+/// Most attempts of an episode that are kept until the look.
+const MEANWHILE_MAX: usize = 4_096;
+
+/// How long an episode waits for records that were not read yet: 50 ms.
+const MORE_NS: u64 = 50 * throttle_common::NANOS_PER_MILLI;
 
 /// Most processes that are remembered because records told of them.
 const TOLD_MAX: usize = 4_096;
@@ -32,8 +39,10 @@ const LOOK_MAX: usize = 1 << 17;
 #[derive(Debug, Default)]
 pub struct Watch {
     episodes: Episodes,
-    /// Records of episodes that have begun, and wait for a look at the attempts.
-    begun: Vec<LimitReached>,
+    /// Episodes that have begun, and wait for a look at the attempts.
+    begun: Vec<Beginning>,
+    /// Attempts of theirs that records told of meanwhile.
+    meanwhile: HashMap<Subject, Vec<(FlowKey, Attempt)>>,
     /// Processes that records told of: some have ended when they are looked for.
     told: HashMap<Subject, Process>,
     /// From when on there may be another look, in monotonic nanoseconds.
@@ -44,39 +53,58 @@ pub struct Watch {
 const BEGUN_MAX: usize = 4_096;
 
 impl Watch {
-    /// A scope has reached its limit.
-    pub fn reached(&mut self, record: LimitReached) {
-        self.remember(&record.owner, &record.process);
-        self.begun.push(record);
+    /// A scope has reached its limit. The process if it was not known before.
+    pub fn reached(&mut self, record: LimitReached) -> Option<Process> {
+        let start_ns = clock::calendar_ns(record.at_ns);
+        self.meanwhile.entry(record.scope).or_default();
+        self.begun.push(Beginning {
+            id: event::new_id(start_ns),
+            start_ns,
+            record,
+        });
         if self.begun.len() >= BEGUN_MAX {
             self.next_look_ns = 0;
         }
+        self.remember(&record.owner, &record.process)
     }
 
-    /// An attempt was deferred. The process if it is the first attempt of its in
-    /// an episode.
+    /// An attempt was deferred. The process if it was not known before.
     pub fn deferred(&mut self, record: &Deferred) -> Option<Process> {
-        self.remember(&record.owner, &record.process);
-        // Handed over again, later.
-        if record.seen_ns != record.first_ns {
-            return None;
+        let process = self.remember(&record.owner, &record.process);
+        // Else it was handed over again, later.
+        if record.seen_ns == record.first_ns {
+            let attempt = Attempt {
+                owner: record.owner,
+                process: record.process,
+                endpoint: record.key.endpoint(),
+                first_ns: record.first_ns,
+            };
+            match self.meanwhile.get_mut(&record.scope) {
+                Some(waiting) if waiting.len() < MEANWHILE_MAX => {
+                    waiting.push((record.key, attempt));
+                }
+                Some(_) => {}
+                None => self.episodes.deferred(&record.scope, &attempt),
+            }
         }
-        let attempt = Attempt {
-            owner: record.owner,
-            process: record.process,
-            endpoint: record.key.endpoint(),
-            first_ns: record.first_ns,
-        };
-        let is_new = self.episodes.deferred(&record.scope, &attempt);
-        (is_new && record.process.is_known()).then_some(record.process)
+        process
     }
 
-    fn remember(&mut self, owner: &Subject, process: &Process) {
-        if process.is_known() && process.subject() == *owner {
-            if self.told.len() >= TOLD_MAX {
-                self.told.clear();
+    /// Notes who is behind a line. The process if it was not known before.
+    fn remember(&mut self, owner: &Subject, process: &Process) -> Option<Process> {
+        if self.told.len() >= TOLD_MAX {
+            self.told.clear();
+        }
+        match self.told.entry(*owner) {
+            Entry::Vacant(entry) => {
+                entry.insert(*process);
+                process.is_known().then_some(*process)
             }
-            self.told.insert(*owner, *process);
+            Entry::Occupied(mut entry) => {
+                // One of them may be a raw or packet socket's.
+                entry.get_mut().is_forgotten &= process.is_forgotten;
+                None
+            }
         }
     }
 
@@ -87,15 +115,22 @@ impl Watch {
     }
 
     /// Reports the episodes that have begun, if the time for it has come.
-    pub fn begin(&mut self, maps: &Maps) -> Vec<Report> {
-        if self.begun.is_empty() || clock::monotonic_ns() < self.next_look_ns {
+    /// `are_more`: whether there are records that were not read yet; they may tell
+    /// of the same episodes, so there is a moment for them.
+    pub fn begin(&mut self, maps: &Maps, are_more: bool) -> Vec<Report> {
+        let Some(first) = self.begun.first() else {
+            return Vec::new();
+        };
+        let now_ns = clock::monotonic_ns();
+        let is_young = now_ns.saturating_sub(first.record.at_ns) < MORE_NS;
+        if now_ns < self.next_look_ns || are_more && is_young {
             return Vec::new();
         }
         let begun = std::mem::take(&mut self.begun);
-        let now_ns = clock::monotonic_ns();
+        let meanwhile = std::mem::take(&mut self.meanwhile);
         let mut attempts: HashMap<Subject, Vec<Attempt>> = begun
             .iter()
-            .map(|record| (record.scope, Vec::new()))
+            .map(|beginning| (beginning.record.scope, Vec::new()))
             .collect();
         let mut processes: HashMap<Subject, Process> = HashMap::new();
         let mut seen = HashSet::new();
@@ -123,14 +158,22 @@ impl Watch {
                 first_ns: flow.first_ns,
             });
         }
+        // Those that have ended already.
+        for (scope, told) in meanwhile {
+            if let Some(of_scope) = attempts.get_mut(&scope) {
+                let ended = told.into_iter().filter(|(key, _)| !seen.contains(key));
+                of_scope.extend(ended.map(|(_, attempt)| attempt));
+            }
+        }
         let done_ns = clock::monotonic_ns();
         self.next_look_ns = done_ns + PAUSE * (done_ns - now_ns);
         let policy = maps.policy().ok();
         let mut reports = Vec::new();
-        for record in begun {
-            let there = attempts.remove(&record.scope).unwrap_or_default();
-            let state = state_of(maps, policy.as_ref(), &record.scope);
-            reports.extend(self.episodes.begin(&record, now_ns, state, there));
+        for beginning in begun {
+            let scope = beginning.record.scope;
+            let there = attempts.remove(&scope).unwrap_or_default();
+            let state = state_of(maps, policy.as_ref(), &scope);
+            reports.extend(self.episodes.begin(&beginning, now_ns, state, there));
         }
         reports
     }
@@ -146,7 +189,7 @@ impl Watch {
     /// The throttle ends: reports what has begun, and that all is over.
     pub fn stop(&mut self, maps: &Maps) -> Vec<Report> {
         self.next_look_ns = 0;
-        let mut reports = self.begin(maps);
+        let mut reports = self.begin(maps, false);
         let policy = maps.policy().ok();
         reports.extend(self.episodes.stop(clock::monotonic_ns(), |scope| {
             state_of(maps, policy.as_ref(), scope)

@@ -138,27 +138,21 @@ impl Model {
     }
 
     fn defer(&mut self, context: &Context<'_>, key: &FlowKey, attempt: &Attempt) -> Verdict {
-        let episode_begins = match decision::defer(context, &self.scope, &self.line) {
+        let deferral = decision::defer(context, &self.scope, &self.line);
+        if deferral.episode_begins() {
+            self.records.push(RecordKind::LimitReached);
+            self.count(Tally::Episodes);
+        }
+        match deferral {
             Deferral::Unaccountable => panic!("nobody contends here"),
-            Deferral::Overflow { episode_begins } => {
-                self.count(Tally::Overflowed);
-                episode_begins
-            }
-            Deferral::Waits {
-                entry,
-                episode_begins,
-            } => {
+            Deferral::Overflow { .. } => self.count(Tally::Overflowed),
+            Deferral::Waits { entry, .. } => {
                 self.flows
                     .insert(*key, Flow::new(attempt, entry, context.now_ns));
                 self.count(Tally::Deferred);
                 let len = if attempt.too_long { FRAME_MAX + 1 } else { 0 };
                 self.hand_over(key, len);
-                episode_begins
             }
-        };
-        if episode_begins {
-            self.records.push(RecordKind::LimitReached);
-            self.count(Tally::Episodes);
         }
         Verdict::Swallow
     }

@@ -363,11 +363,9 @@ fn process(process: &Process, extent: &Extent) -> String {
         ));
     }
     if let Some(cgroup) = cgroup {
-        let place = place(cgroup.container.as_ref());
-        if place.is_empty() {
-            known.push(format!("cgroup {}", path_or_id(cgroup, extent)));
-        }
-        known.extend(place);
+        known.extend(place(cgroup.container.as_ref()));
+        // Always: what the path tells of a container is no more than a name.
+        known.push(format!("cgroup {}", path_or_id(cgroup, extent)));
     }
     if let Some(args) = args
         && extent.args > 0

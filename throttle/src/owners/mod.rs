@@ -238,6 +238,13 @@ impl Names {
                 ..Facts::default()
             },
         };
+        if start_ticks.is_none() && facts.name.as_ref() != Some(&recorded) {
+            // Nothing else says that it is the same process.
+            facts = Facts {
+                has_exited: true,
+                ..Facts::default()
+            };
+        }
         if start_ticks.is_some() {
             // More exact than what /proc says.
             facts.start_ticks = start_ticks;

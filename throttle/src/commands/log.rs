@@ -1,0 +1,112 @@
+//! The log: to the standard error, and in nobody's way.
+
+use std::{
+    io::{self, IsTerminal as _, Write, stderr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use env_logger::{Builder, Env, Target, WriteStyle};
+
+/// Lines that wait for whoever reads the standard error. What comes on top is
+/// lost, and counted.
+const BACKLOG: usize = 4_096;
+
+/// How long the end waits for the last lines to be read.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+enum Note {
+    Line(Vec<u8>),
+    /// All lines before it are to be written, then this is to be told.
+    Flush(SyncSender<()>),
+}
+
+/// What the logger writes to: a thread of its own passes it on, so a reader that
+/// stalls stalls nothing else.
+struct Lines {
+    notes: SyncSender<Note>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // The logger writes a whole line at once.
+        if self.notes.try_send(Note::Line(bytes.to_vec())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn pass_on(notes: &Receiver<Note>, lost: &AtomicU64) {
+    while let Ok(note) = notes.recv() {
+        match note {
+            Note::Line(line) => {
+                // There is nowhere to complain.
+                let _ = stderr().write_all(&line);
+                let lost = lost.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    let _ = writeln!(
+                        stderr(),
+                        "{lost} lines of the log were lost: nobody read it"
+                    );
+                }
+            }
+            Note::Flush(done) => {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+/// Writes out what was logged when it is dropped, if somebody reads it.
+pub(super) struct Log(SyncSender<Note>);
+
+impl Log {
+    /// Has everything that is logged from now on written to the standard error.
+    pub(super) fn start() -> Self {
+        let (notes, waiting) = sync_channel(BACKLOG);
+        let lost = Arc::new(AtomicU64::new(0));
+        let lines = Lines {
+            notes: notes.clone(),
+            lost: Arc::clone(&lost),
+        };
+        thread::spawn(move || pass_on(&waiting, &lost));
+        Builder::from_env(Env::default().default_filter_or("info"))
+            .target(Target::Pipe(Box::new(lines)))
+            .write_style(if stderr().is_terminal() {
+                WriteStyle::Always
+            } else {
+                WriteStyle::Never
+            })
+            .format_target(false)
+            .init();
+        Self(notes)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let (done, flushed) = sync_channel(1);
+        let deadline = Instant::now() + LAST_LINES;
+        let mut note = Note::Flush(done);
+        // The backlog may be full: there is no waiting for room with a limit.
+        while let Err(TrySendError::Full(back)) = self.0.try_send(note) {
+            if Instant::now() > deadline {
+                return;
+            }
+            note = back;
+            thread::sleep(Duration::from_millis(10));
+        }
+        let _ = flushed.recv_timeout(LAST_LINES);
+    }
+}
