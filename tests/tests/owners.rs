@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use throttle_tests::{
     Cgroup, Lab, Program,
@@ -188,6 +188,47 @@ fn a_program_that_ends_at_once_is_named_by_what_the_kernel_noted() {
     assert_eq!(event["throttle"]["cgroup"]["id"], cgroup.id().to_string());
     assert_eq!(event["throttle"]["cgroup"]["path"], cgroup.path());
     wait_until("the program to end", SOON, || program.ended().is_some());
+}
+
+#[test]
+fn two_programs_that_end_at_once_have_an_episode_each() {
+    const ATTEMPTS: u64 = 9;
+    let connector = Connector::build();
+    let lab = Lab::plain();
+    let throttle = lab.throttle(&["--limit=5", "--rate=1/s"]);
+    let told = |action: &str| {
+        let mut events = throttle.events();
+        events.retain(|event| event["event"]["action"] == action);
+        events
+    };
+    let mut pids = Vec::new();
+    for n in 1..=2 {
+        let program = connector.dials(&lab, "9", "exit").start();
+        pids.push(ids(&program).0);
+        let begun = Instant::now();
+        wait_until("its episode", SOON, || {
+            told("connection-attempt-deferred").len() == n
+        });
+        if n == 1 {
+            // Quiet for long enough, and perhaps not noticed yet.
+            wait_until("the time of the next one", 2 * SOON, || {
+                begun.elapsed() >= Duration::from_millis(10_300)
+            });
+        }
+    }
+    wait_until("both to be over", 2 * SOON, || {
+        told("limit-cleared").len() == 2
+    });
+    for (event, pid) in told("limit-cleared").iter().zip(pids) {
+        assert_eq!(event["process"]["pid"], pid, "{event:#}");
+        assert_eq!(event["throttle"]["program_count"], 1);
+        // Of those that were admitted, some have ended before they were looked for.
+        let attempts = event["throttle"]["programs"][0]["attempts"]
+            .as_u64()
+            .unwrap();
+        assert!((4..=ATTEMPTS).contains(&attempts), "{event:#}");
+        assert_eq!(event["throttle"]["totals"]["deferred"], 4, "{event:#}");
+    }
 }
 
 #[test]
