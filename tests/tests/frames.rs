@@ -1146,7 +1146,7 @@ fn a_frame_too_long_for_a_record_waits_for_its_sender() {
         assert_eq!(bench.unhandled("frame_too_long"), u64::from(!fits));
         use RecordKind::{Deferred, LimitReached};
         let expected = if fits {
-            vec![Deferred, LimitReached]
+            vec![LimitReached, Deferred]
         } else {
             vec![LimitReached]
         };
