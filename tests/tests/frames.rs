@@ -1109,7 +1109,7 @@ fn in_monitor_mode_everything_is_counted_and_everything_passes() {
         assert_eq!(bench.tally(Tally::Overflowed), 4);
         let kinds = bench.record_kinds();
         use RecordKind::{Deferred, LimitReached};
-        assert_eq!(kinds, [Deferred, LimitReached, Deferred]);
+        assert_eq!(kinds, [LimitReached, Deferred, Deferred]);
         // It was on the wire, so it can be answered.
         bench.run(Entry::InIngress, &Dial::v4(1).answered().ether());
         assert_eq!(bench.counts(LOOPBACK), (1, 1));
