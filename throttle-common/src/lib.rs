@@ -11,7 +11,8 @@
 //! rate), [`policy`] (the settings), [`subject`] (whom a count belongs to),
 //! [`process`] (who has a socket),
 //! [`scope`] and [`flow`] (the state of a scope and of an attempt),
-//! [`decision`] (the rules), [`frame`] (what a packet says) and [`record`]
+//! [`exempt`]
+//! (what no rule applies to), [`decision`] (the rules), [`frame`] (what a packet says) and [`record`]
 //! (what the kernel tells the daemon).
 //!
 //! Byte order: addresses and ports are kept as they are on the wire (network
@@ -29,6 +30,7 @@
 
 pub mod counter;
 pub mod decision;
+pub mod exempt;
 pub mod flow;
 pub mod frame;
 pub mod place;

@@ -15,6 +15,7 @@
 pub mod current;
 pub mod endpoints;
 pub mod events;
+pub mod exempt;
 pub mod flows;
 pub mod inbound;
 pub mod outbound;

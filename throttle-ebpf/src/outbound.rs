@@ -14,7 +14,7 @@ use throttle_common::{
 };
 
 use crate::{
-    endpoints, events, flows,
+    endpoints, events, exempt, flows,
     inbound::{self, Incoming},
     scopes,
     scratch::{self, Seen},
@@ -158,7 +158,7 @@ fn step(skb: &Skb, decide: impl FnOnce(&Context<'_>, &'static Seen) -> Verdict) 
     code(skb, Hook::from_raw(seen.hook), verdict)
 }
 
-/// [`Step::Syn`]: rule 2, if the SYN's attempt is in the table.
+/// [`Step::Syn`]: rule 1; rule 2, if the SYN's attempt is in the table.
 #[inline(always)]
 pub fn on_syn(skb: &Skb) -> i32 {
     step(skb, |context, syn| {
@@ -167,6 +167,10 @@ pub fn on_syn(skb: &Skb) -> i32 {
         // on it (`____dev_forward_skb` in include/linux/netdevice.h leaves it
         // there): it was released a moment ago.
         if offer == Offer::Daemon && Hook::from_raw(syn.hook) == Hook::Ingress {
+            return Verdict::Pass;
+        }
+        // Rule 1.
+        if offer == Offer::Sender && exempt::is_exempt(&syn.key.endpoint()) {
             return Verdict::Pass;
         }
         if let Some(flow) = flows::get(&syn.key) {

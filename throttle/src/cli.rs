@@ -7,6 +7,7 @@ use throttle::{
     Settings,
     attach::Hook,
     encode::{EXAMPLE_ENTERPRISE, Format},
+    exempt::Exempt,
     settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
 
@@ -60,6 +61,11 @@ pub(crate) struct Run {
     #[arg(long, value_enum, default_value = "interface")]
     scope: Scope,
 
+    /// Destination that no limit applies to: a network or an address, at one
+    /// port or at all; may be given more than once
+    #[arg(long, value_name = "CIDR[:PORT]")]
+    exempt: Vec<Exempt>,
+
     /// What is done with attempts over the limit
     #[arg(long, value_enum, default_value = "enforce")]
     mode: Mode,
@@ -95,7 +101,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) const fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings {
             limit: self.limit,
             rate: self.rate,
@@ -103,6 +109,7 @@ impl Run {
             max_delay: self.max_delay,
             known_for: self.known_for,
             scope: self.scope,
+            exempt: self.exempt.clone(),
             mode: self.mode,
             direction: self.direction,
             pacing: self.pacing,

@@ -186,6 +186,7 @@ impl Throttle {
         let mut object = Object::load(&sizes)?;
         let mut maps = Maps::take(&mut object.ebpf)?;
         maps.set_policy(&policy)?;
+        maps.set_exempt(&settings.exempt)?;
         let ring: RingBuf<MapData> = maps::take(&mut object.ebpf, "EVENTS")?;
         // SAFETY: the ring buffer keeps one descriptor, its map's, open until it
         // is dropped.
@@ -336,6 +337,7 @@ impl Throttle {
     /// nothing has changed then.
     pub fn change(&mut self, settings: Settings) -> Result<()> {
         settings.check()?;
+        self.maps.set_exempt(&settings.exempt)?;
         self.maps.set_policy(&settings.policy())?;
         self.settings = Settings {
             direction: self.settings.direction,

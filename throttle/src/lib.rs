@@ -16,6 +16,7 @@ pub mod encode;
 pub mod episodes;
 pub mod error;
 pub mod event;
+pub mod exempt;
 pub mod interface;
 pub mod layout;
 pub mod maps;

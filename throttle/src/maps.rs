@@ -1,10 +1,13 @@
 //! Typed access to the maps.
 
+use std::collections::HashSet;
+
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuHashMap, lpm_trie::Key},
 };
 use throttle_common::{
+    exempt::Destination,
     flow::{Flow, FlowKey},
     policy::{Daemon, ONLY, Policy},
     process::{Process, Socket},
@@ -13,7 +16,7 @@ use throttle_common::{
     subject::Subject,
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, exempt::Exempt};
 
 /// Lets a type of the kernel side stand in a map.
 #[repr(transparent)]
@@ -28,7 +31,15 @@ macro_rules! plain {
     )+};
 }
 
-plain!(FlowKey, Subject, Policy, Daemon, Tallies, Socket);
+plain!(
+    FlowKey,
+    Subject,
+    Policy,
+    Daemon,
+    Tallies,
+    Socket,
+    Destination
+);
 
 /// The words of a value that the kernel side changes by atomics, and the value
 /// that they are a copy of.
@@ -107,6 +118,7 @@ pub struct Maps {
     scopes: HashMap<MapData, Plain<Subject>, ScopeWords>,
     sockets: HashMap<MapData, u64, Plain<Socket>>,
     tallies: PerCpuHashMap<MapData, Plain<Subject>, Plain<Tallies>>,
+    exempt: LpmTrie<MapData, Plain<Destination>, u32>,
     unhandled: PerCpuArray<MapData, u64>,
 }
 
@@ -125,6 +137,7 @@ impl Maps {
             scopes: take(ebpf, "SCOPES")?,
             sockets: take(ebpf, "SOCKETS")?,
             tallies: take(ebpf, "TALLIES")?,
+            exempt: take(ebpf, "EXEMPT")?,
             unhandled: take(ebpf, "UNHANDLED")?,
         })
     }
@@ -150,6 +163,34 @@ impl Maps {
             .get(&ONLY, 0)
             .map(|Plain(policy)| policy)
             .map_err(|error| Error::failed("read the settings", error))
+    }
+
+    /// Puts exemptions in force, in the place of those there are. What is exempt
+    /// before and after is so in between.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them.
+    pub fn set_exempt(&mut self, exempt: &[Exempt]) -> Result<()> {
+        let what = "put the exemptions in force";
+        let wanted: HashSet<(u32, Destination)> = exempt.iter().map(Exempt::key).collect();
+        let there = self
+            .exempt
+            .keys()
+            .map(|key| key.map(|key| (key.prefix_len(), key.data().0)))
+            .collect::<Result<HashSet<_>, _>>()
+            .map_err(|error| Error::failed(what, error))?;
+        for (bits, to) in wanted.difference(&there) {
+            self.exempt
+                .insert(&Key::new(*bits, Plain(*to)), 1, 0)
+                .map_err(|error| Error::failed(what, error))?;
+        }
+        for (bits, to) in there.difference(&wanted) {
+            self.exempt
+                .remove(&Key::new(*bits, Plain(*to)))
+                .map_err(|error| Error::failed(what, error))?;
+        }
+        Ok(())
     }
 
     /// Tells the kernel side who keeps the queue, and until when it counts as

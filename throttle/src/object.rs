@@ -18,7 +18,7 @@ use throttle_common::{
     subject::{LineKey, Subject},
 };
 
-use crate::{Error, Result, layout, maps};
+use crate::{Error, Result, exempt::EXEMPT_MAX, layout, maps};
 
 /// The initial pid namespace, as /proc names it (`PROC_PID_INIT_INO` of
 /// include/linux/proc_ns.h).
@@ -150,6 +150,7 @@ impl Object {
             .map_max_entries("SCOPES", sizes.scopes)
             .map_max_entries("LINES", sizes.lines)
             .map_max_entries("TALLIES", sizes.tallies)
+            .map_max_entries("EXEMPT", EXEMPT_MAX)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .load(OBJECT)
             .map_err(|error| match probe(what, remedy) {
@@ -237,11 +238,12 @@ impl Object {
 /// is made of, and whether the caller may use them.
 fn probe(what: &str, remedy: &str) -> Result<()> {
     /// Each kind of map with its name.
-    const MAPS: [(MapType, &str); 6] = [
+    const MAPS: [(MapType, &str); 7] = [
         (MapType::Array, "array"),
         (MapType::PerCpuArray, "per-CPU array"),
         (MapType::LruHash, "LRU hash"),
         (MapType::LruPerCpuHash, "per-CPU LRU hash"),
+        (MapType::LpmTrie, "longest-prefix trie"),
         (MapType::ProgramArray, "program array"),
         (MapType::RingBuf, "ring buffer"),
     ];

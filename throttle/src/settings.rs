@@ -9,7 +9,11 @@ use throttle_common::{
     window::{MAX_SPAN_NS, MIN_SPAN_NS},
 };
 
-use crate::{Error, Result, object::Sizes};
+use crate::{
+    Error, Result,
+    exempt::{EXEMPT_MAX, Exempt},
+    object::Sizes,
+};
 
 /// Highest limit: far above what one host can have half-open, and far below
 /// what a counter holds.
@@ -254,6 +258,8 @@ pub struct Settings {
     pub known_for: Duration,
     /// What the limit applies to.
     pub scope: Scope,
+    /// Destinations that no limit applies to.
+    pub exempt: Vec<Exempt>,
     /// What is done with an attempt over the limit.
     pub mode: Mode,
     /// Which way the watched attempts go.
@@ -271,6 +277,7 @@ impl Default for Settings {
             max_delay: Duration::from_secs(60),
             known_for: Duration::from_secs(600),
             scope: Scope::Interface,
+            exempt: Vec::new(),
             mode: Mode::Enforce,
             direction: Direction::Egress,
             pacing: Pacing::Auto,
@@ -311,6 +318,12 @@ impl Settings {
     pub fn check(&self) -> Result<()> {
         /// What the maps may take in the kernel, on a machine with few CPUs.
         const BYTES_MAX: usize = 256 << 20;
+        if self.exempt.len() > EXEMPT_MAX as usize {
+            return Err(Error::Usage(format!(
+                "{} exemptions; there is room for {EXEMPT_MAX}: give larger networks",
+                self.exempt.len()
+            )));
+        }
         let bytes = Sizes::new(&self.policy(), 1).bytes(1);
         if bytes > BYTES_MAX {
             return Err(Error::Usage(format!(
