@@ -250,14 +250,13 @@ fn a_reader_that_goes_away_ends_it_quietly_and_at_once() {
     );
 }
 
-#[test]
-fn a_log_that_nobody_reads_holds_nobody_up() {
-    let lab = Lab::plain();
+/// `throttle run` that has logged more than a pipe holds, and nobody reads it. It
+/// is at work.
+fn unheard(lab: &Lab) -> Child {
     let mut throttle = lab.client.run(|| {
         Command::new(Throttle::path())
             .args(["run", "-o", "json", "-i", &lab.device])
             .args(["--limit=1", "--rate=5/s"])
-            // More than a pipe holds, before it is even at work.
             .env("RUST_LOG", "trace")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -266,18 +265,36 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
             .unwrap()
     });
     let mut events = BufReader::new(throttle.stdout.take().unwrap()).lines();
-    // It says nothing of when it is at work: somebody has to meet the limit.
-    let told = thread::spawn(move || events.next().unwrap().unwrap());
+    // It cannot say when it is at work: somebody has to meet the limit.
+    let told = thread::spawn(move || (events.next().unwrap().unwrap(), events));
     let mut attempts = Vec::new();
     wait_until("an event", SOON, || {
         attempts.push(lab.dial([dead(1), dead(2)]));
         told.is_finished()
     });
-    assert!(told.join().unwrap().contains("4226"));
+    let (event, mut events) = told.join().unwrap();
+    assert!(event.contains("4226"));
+    thread::spawn(move || while let Some(Ok(_)) = events.next() {});
+    throttle
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nobody_up() {
+    let lab = Lab::plain();
+    let mut throttle = unheard(&lab);
     let pid = Pid::from_raw(throttle.id().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
     let status = wait_for("throttle to end", SOON, || throttle.try_wait().unwrap());
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn an_error_that_nobody_reads_ends_it_all_the_same() {
+    let lab = Lab::plain();
+    let mut throttle = unheard(&lab);
+    lab.client.ip(&format!("link del {}", lab.device));
+    let status = wait_for("throttle to end", SOON, || throttle.try_wait().unwrap());
+    assert_eq!(status.code(), Some(1), "{status}");
 }
 
 #[test]

@@ -267,7 +267,7 @@ signal.pause()
 
 /// Runs a scanner that sends its own packets, in a cgroup of its own.
 #[track_caller]
-fn assert_is_a_candidate(program: &str, args: &str) {
+fn assert_is_a_candidate<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) {
     if !clients::is_installed(program) {
         eprintln!("skipped: {program} is not installed");
         return;
@@ -278,7 +278,7 @@ fn assert_is_a_candidate(program: &str, args: &str) {
     let scanner = lab
         .client
         .program(program)
-        .args(args.split_whitespace())
+        .args(args)
         .in_cgroup(&cgroup)
         .start();
     let event = reached(&throttle);
@@ -298,16 +298,29 @@ fn assert_is_a_candidate(program: &str, args: &str) {
 
 #[test]
 fn nmap_by_raw_socket_is_a_candidate() {
-    assert_is_a_candidate(
-        "nmap",
-        "-n -Pn -sS --send-ip --disable-arp-ping -p 1024 --max-retries 0 --min-parallelism 50 \
-         --initial-rtt-timeout 9s --max-rtt-timeout 9s 198.51.100.1-50",
-    );
+    let args = "-n -Pn -sS --send-ip --disable-arp-ping -p 1024 --max-retries 0 \
+                --min-parallelism 50 --initial-rtt-timeout 9s --max-rtt-timeout 9s 198.51.100.1-50";
+    assert_is_a_candidate("nmap", args.split_whitespace());
 }
 
 #[test]
 fn masscan_by_packet_socket_is_a_candidate() {
-    assert_is_a_candidate("masscan", "198.51.100.0/24 -p1024 --rate 20 --wait 20");
+    let args = "198.51.100.0/24 -p1024 --rate 20 --wait 20";
+    assert_is_a_candidate("masscan", args.split_whitespace());
+}
+
+#[test]
+fn a_script_by_a_raw_socket_for_tcp_is_a_candidate() {
+    const SCRIPT: &str = "
+import signal, socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+for n in range(1, 7):
+    syn = struct.pack('!HHLLBBHHH', 40000, 1024, 7, 0, 5 << 4, 2, 64240, 0, 0)
+    s.sendto(syn, ('198.51.100.%d' % n, 0))
+signal.pause()
+";
+    // Its own process: what is on the path may be a script that starts it.
+    assert_is_a_candidate("/usr/bin/python3", ["-c", SCRIPT]);
 }
 
 /// Half-open sockets in this namespace, by the kernel's own table.

@@ -14,6 +14,8 @@ use crate::packet::Bytes;
 
 /// `IPPROTO_TCP` of linux/in.h.
 const IPPROTO_TCP: u32 = 6;
+/// `SOCK_STREAM` of linux/net.h.
+const SOCK_STREAM: u32 = 1;
 
 /// How much of a packet is made linear when its headers are not: as much as a
 /// record carries, and more than an ICMP error must quote.
@@ -141,7 +143,8 @@ impl Skb {
                 return false;
             }
             let socket = bpf_sk_fullsock(socket);
-            !socket.is_null() && (*socket).protocol == IPPROTO_TCP
+            // A raw socket may be one for TCP.
+            !socket.is_null() && (*socket).type_ == SOCK_STREAM && (*socket).protocol == IPPROTO_TCP
         }
     }
 

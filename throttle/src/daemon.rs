@@ -49,8 +49,6 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 const ALIVE_NS: u64 = 1_000 * NANOS_PER_MILLI;
 /// Of so many scopes the end is logged one by one.
 const SCOPES_LOGGED: usize = 32;
-/// Most episodes of which it is remembered that their beginning was lost.
-const UNTOLD_MAX: usize = 1 << 14;
 /// How often it looks at the episodes that go on.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often it looks for what could not be handled.
@@ -308,16 +306,14 @@ impl Throttle {
     /// lost in a flood, the rest is lost too.
     fn tell(&mut self, reports: Vec<Report>, output: &mut Output<Draft>) {
         for report in reports {
-            let (id, point) = (report.id, report.point);
+            let (id, point, scope) = (report.id, report.point, report.reached.scope);
             let interface = self.names.get(&report.reached.ifindex).cloned();
             let group = group_of(&report);
             let draft = Draft::Report(Box::new(report), interface);
             match point {
                 Point::Reached => {
-                    if !output.tell(draft, group) {
-                        if self.untold.len() >= UNTOLD_MAX {
-                            self.untold.clear();
-                        }
+                    // Of others there is no end to be told.
+                    if !output.tell(draft, group) && self.watch.follows(&scope) {
                         self.untold.insert(id);
                     }
                 }

@@ -175,16 +175,21 @@ struct Ongoing {
 pub struct Episodes {
     ongoing: HashMap<Subject, Ongoing>,
     begun: u64,
-    /// How the tallies of scopes stood when their last episode was over.
-    settled: HashMap<Subject, Tallies>,
-    /// Whether that was forgotten of some scope.
-    has_forgotten: bool,
+    /// How the tallies of scopes stood when their last episode was over, and which
+    /// episode was the latest then.
+    settled: HashMap<Subject, (u64, Tallies)>,
     /// Programs and destinations that are remembered, in all episodes together.
     programs: usize,
     destinations: usize,
 }
 
 impl Episodes {
+    /// Whether there is one in `scope` that is followed.
+    #[must_use]
+    pub fn follows(&self, scope: &Subject) -> bool {
+        self.ongoing.contains_key(scope)
+    }
+
     /// How many are going on.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -277,14 +282,17 @@ impl Episodes {
     }
 
     /// Looks at all of them: what has changed, what is over, what is to be
-    /// reported again.
+    /// reported again. Those of which `is_over_already` are left as they were: what
+    /// their scope is like now is the next one's.
     pub fn look(
         &mut self,
         now_ns: u64,
+        is_over_already: impl Fn(&Subject) -> bool,
         state_of: impl Fn(&Subject) -> Option<State>,
     ) -> Vec<Report> {
         let mut reports = Vec::new();
-        let scopes: Vec<Subject> = self.ongoing.keys().copied().collect();
+        let scopes = self.ongoing.keys().copied();
+        let scopes: Vec<Subject> = scopes.filter(|scope| !is_over_already(scope)).collect();
         for scope in scopes {
             let Some(mut ongoing) = self.ongoing.remove(&scope) else {
                 continue;
@@ -302,7 +310,7 @@ impl Episodes {
             };
             if let Some(ending) = ending {
                 self.forget(&ongoing);
-                self.settle(scope, state);
+                self.settle(scope, state.or(ongoing.last));
                 let report = self.report(&ongoing, Point::Cleared(ending), now_ns, state);
                 reports.push((ongoing.number, report));
                 continue;
@@ -345,16 +353,16 @@ impl Episodes {
     /// Whatever was deferred belongs to some episode, so what was since the last
     /// one belongs to this one.
     fn leave_out_the_first(&self, ongoing: &mut Ongoing) {
-        let settled = match self.settled.get(&ongoing.reached.scope) {
-            Some(settled) => *settled,
-            None if self.has_forgotten => return,
-            None => Tallies::default(),
-        };
+        let settled = self.settled.get(&ongoing.reached.scope);
+        let settled = settled.map_or_else(Tallies::default, |(_, settled)| *settled);
         let mut since = 0;
         for tally in [Tally::Deferred, Tally::Overflowed, Tally::Released] {
             let before = &mut ongoing.before.0[tally as usize];
-            // Less than before if the kernel began its table anew.
-            let settled = settled.get(tally).min(*before);
+            let settled = match settled.get(tally) {
+                settled if settled <= *before => settled,
+                // The kernel has begun its table anew.
+                _ => 0,
+            };
             if tally != Tally::Released {
                 since += *before - settled;
             }
@@ -366,19 +374,13 @@ impl Episodes {
 
     /// Notes how the tallies stand when an episode is over.
     fn settle(&mut self, scope: Subject, state: Option<State>) {
+        let Some(state) = state else { return };
         if self.settled.len() >= EPISODES_MAX {
-            self.settled.clear();
-            self.has_forgotten = true;
+            // The kernel has forgotten those that have been quiet for longest.
+            let oldest = self.begun.saturating_sub(EPISODES_MAX as u64 / 2);
+            self.settled.retain(|_, (number, _)| *number > oldest);
         }
-        match state {
-            Some(state) => {
-                self.settled.insert(scope, state.tallies);
-            }
-            None => {
-                self.settled.remove(&scope);
-                self.has_forgotten = true;
-            }
-        }
+        self.settled.insert(scope, (self.begun, state.tallies));
     }
 
     fn remove(&mut self, scope: &Subject) -> Option<Ongoing> {
@@ -605,7 +607,7 @@ mod tests {
             } else {
                 state(0, 0, 140)
             };
-            for report in episodes.look(second * SEC, |_| Some(now)) {
+            for report in episodes.look(second * SEC, |_| false, |_| Some(now)) {
                 points.push((second, report.point, report.peak_queued));
             }
         }
@@ -644,7 +646,7 @@ mod tests {
         episodes.deferred(&SCOPE, &attempt(7, 1, SEC));
         episodes.deferred(&SCOPE, &attempt(11, 3, SEC + 6));
         episodes.deferred(&SCOPE, &attempt(11, 3, SEC + 7));
-        let reports = episodes.look(40 * SEC, |_| Some(state(9, 9, 0)));
+        let reports = episodes.look(40 * SEC, |_| false, |_| Some(state(9, 9, 0)));
         let of = |tgid| {
             reports[0]
                 .suspects
@@ -696,7 +698,7 @@ mod tests {
             has_recovered: true,
             ..count(Tally::Deferred, 10)
         };
-        let totals = episodes.look(9 * SEC, |_| Some(now))[0].totals;
+        let totals = episodes.look(9 * SEC, |_| false, |_| Some(now))[0].totals;
         assert_eq!(
             (totals.get(Tally::Attempts), totals.get(Tally::Deferred)),
             (10, 10)
@@ -716,10 +718,40 @@ mod tests {
     }
 
     #[test]
+    fn totals_stay_true_when_a_scope_was_forgotten() {
+        let mut episodes = Episodes::default();
+        let other = Subject::numbered(SubjectKind::User, 9);
+        episodes.begin(&reached(other, SEC), SEC, None, []);
+        episodes.look(2 * SEC, |_| false, |_| None);
+        episodes.begin(&reached(SCOPE, 3 * SEC), 3 * SEC, Some(state(5, 1, 4)), []);
+        let reports = episodes.stop(9 * SEC, |_| Some(state(5, 1, 7)));
+        assert_eq!(reports[0].totals.get(Tally::Deferred), 7);
+    }
+
+    #[test]
+    fn what_the_next_episode_did_is_not_booked_on_the_one_before() {
+        let mut episodes = Episodes::default();
+        episodes.begin(&reached(SCOPE, SEC), SEC, Some(state(5, 4, 4)), []);
+        episodes.look(2 * SEC, |_| false, |_| Some(state(5, 4, 4)));
+        // The next one has begun, and waits for a look at the attempts.
+        let now = state(9, 6, 10);
+        episodes.look(12 * SEC, |scope| *scope == SCOPE, |_| Some(now));
+        let reports = episodes.begin(&reached(SCOPE, 12 * SEC), 12 * SEC, Some(now), []);
+        let of = |n: usize| {
+            (
+                reports[n].totals.get(Tally::Deferred),
+                reports[n].peak_queued,
+            )
+        };
+        assert_eq!((of(0), of(1)), ((4, 4), (6, 6)));
+        assert_eq!(reports[0].queued, 0);
+    }
+
+    #[test]
     fn a_scope_that_the_kernel_forgot_is_cleared() {
         let mut episodes = Episodes::default();
         episodes.begin(&reached(SCOPE, SEC), SEC, None, []);
-        let reports = episodes.look(2 * SEC, |_| None);
+        let reports = episodes.look(2 * SEC, |_| false, |_| None);
         assert_eq!(reports[0].point, Point::Cleared(Ending::Forgotten));
     }
 

@@ -23,8 +23,8 @@ use crate::{
 /// until the next one: the daemon has a queue to keep.
 const PAUSE: u64 = 20;
 
-/// Most attempts of an episode that are kept until the look.
-const MEANWHILE_MAX: usize = 4_096;
+/// Most attempts that are kept until the look, of all episodes together.
+const MEANWHILE_MAX: usize = 1 << 15;
 
 /// How long an episode waits for records that were not read yet: 50 ms.
 const MORE_NS: u64 = 50 * throttle_common::NANOS_PER_MILLI;
@@ -43,6 +43,8 @@ pub struct Watch {
     begun: Vec<Beginning>,
     /// Attempts of theirs that records told of meanwhile.
     meanwhile: HashMap<Subject, Vec<(FlowKey, Attempt)>>,
+    /// How many these are.
+    kept: usize,
     /// Processes that records told of: some have ended when they are looked for.
     told: HashMap<Subject, Process>,
     /// From when on there may be another look, in monotonic nanoseconds.
@@ -80,8 +82,9 @@ impl Watch {
                 first_ns: record.first_ns,
             };
             match self.meanwhile.get_mut(&record.scope) {
-                Some(waiting) if waiting.len() < MEANWHILE_MAX => {
+                Some(waiting) if self.kept < MEANWHILE_MAX => {
                     waiting.push((record.key, attempt));
+                    self.kept += 1;
                 }
                 Some(_) => {}
                 None => self.episodes.deferred(&record.scope, &attempt),
@@ -101,11 +104,18 @@ impl Watch {
                 process.is_known().then_some(*process)
             }
             Entry::Occupied(mut entry) => {
-                // One of them may be a raw or packet socket's.
-                entry.get_mut().is_forgotten &= process.is_forgotten;
+                if !entry.get().is_known() {
+                    entry.insert(*process);
+                }
                 None
             }
         }
+    }
+
+    /// Whether an episode in `scope` is followed.
+    #[must_use]
+    pub fn follows(&self, scope: &Subject) -> bool {
+        self.episodes.follows(scope)
     }
 
     /// When somebody waits for a look at all attempts, in monotonic nanoseconds.
@@ -128,6 +138,7 @@ impl Watch {
         }
         let begun = std::mem::take(&mut self.begun);
         let meanwhile = std::mem::take(&mut self.meanwhile);
+        self.kept = 0;
         let mut attempts: HashMap<Subject, Vec<Attempt>> = begun
             .iter()
             .map(|beginning| (beginning.record.scope, Vec::new()))
@@ -181,7 +192,8 @@ impl Watch {
     /// Looks at the episodes that go on.
     pub fn look(&mut self, maps: &Maps) -> Vec<Report> {
         let policy = maps.policy().ok();
-        self.episodes.look(clock::monotonic_ns(), |scope| {
+        let begins = |scope: &Subject| self.meanwhile.contains_key(scope);
+        self.episodes.look(clock::monotonic_ns(), begins, |scope| {
             state_of(maps, policy.as_ref(), scope)
         })
     }

@@ -1,6 +1,7 @@
 //! The log: to the standard error, and in nobody's way.
 
 use std::{
+    env,
     io::{self, IsTerminal as _, Write, stderr},
     sync::{
         Arc,
@@ -55,10 +56,8 @@ fn pass_on(notes: &Receiver<Note>, lost: &AtomicU64) {
                 let _ = stderr().write_all(&line);
                 let lost = lost.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    let _ = writeln!(
-                        stderr(),
-                        "{lost} lines of the log were lost: nobody read it"
-                    );
+                    let line = format!("{lost} lines of the log were lost: nobody read it\n");
+                    let _ = stderr().write_all(line.as_bytes());
                 }
             }
             Note::Flush(done) => {
@@ -81,25 +80,27 @@ impl Log {
             lost: Arc::clone(&lost),
         };
         thread::spawn(move || pass_on(&waiting, &lost));
-        Builder::from_env(Env::default().default_filter_or("info"))
+        let mut logger = Builder::from_env(Env::default().default_filter_or("info"));
+        if has_colours() {
+            logger.write_style(WriteStyle::Always);
+        }
+        logger
             .target(Target::Pipe(Box::new(lines)))
-            .write_style(if stderr().is_terminal() {
-                WriteStyle::Always
-            } else {
-                WriteStyle::Never
-            })
             .format_target(false)
             .init();
         Self(notes)
     }
-}
 
-impl Drop for Log {
-    fn drop(&mut self) {
-        let (done, flushed) = sync_channel(1);
+    /// Writes a line of its own, if somebody reads it. Nothing else may write to
+    /// the standard error: it would wait for whoever reads it, for ever.
+    pub(super) fn say(&self, line: &str) {
+        self.put(Note::Line(format!("{line}\n").into_bytes()));
+    }
+
+    /// Puts a note at the end, if there is room for it soon.
+    fn put(&self, mut note: Note) {
         let deadline = Instant::now() + LAST_LINES;
-        let mut note = Note::Flush(done);
-        // The backlog may be full: there is no waiting for room with a limit.
+        // There is no waiting for room with a limit.
         while let Err(TrySendError::Full(back)) = self.0.try_send(note) {
             if Instant::now() > deadline {
                 return;
@@ -107,6 +108,23 @@ impl Drop for Log {
             note = back;
             thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// Whether lines get colours, if `RUST_LOG_STYLE` does not say: on a terminal
+/// that has them, unless they are not wanted (`NO_COLOR`).
+fn has_colours() -> bool {
+    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
+    stderr().is_terminal()
+        && !is_set("RUST_LOG_STYLE")
+        && !is_set("NO_COLOR")
+        && env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let (done, flushed) = sync_channel(1);
+        self.put(Note::Flush(done));
         let _ = flushed.recv_timeout(LAST_LINES);
     }
 }

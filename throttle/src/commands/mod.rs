@@ -20,11 +20,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(run) => run::run(&run),
         Command::Explain => explain::explain(),
     };
-    drop(log);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("throttle: {error:#}");
+            log.say(&format!("throttle: {error:#}"));
             ExitCode::from(error.downcast_ref::<Error>().map_or(1, Error::exit_code))
         }
     }

@@ -30,8 +30,8 @@ impl Flood {
 /// generic cell rate algorithm).
 ///
 /// Once it has refused one, it refuses all until a second's worth may come
-/// again. So in a flood the losses come in lumps, and telling of them adds one
-/// line a second, not one for each event that gets through.
+/// again. So in a flood the losses come in lumps, and telling of them does not add a
+/// line to each event that gets through.
 #[derive(Debug, Clone, Default)]
 struct Bucket<const PER_SECOND: u64, const BURST: u64> {
     /// From when on a whole burst may come again.
