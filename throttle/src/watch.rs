@@ -211,8 +211,10 @@ impl Watch {
 }
 
 fn state_of(maps: &Maps, policy: Option<&Policy>, scope: &Subject) -> Option<State> {
-    // Before the state is read: what comes in between is in the state.
+    // Both before the state is read: if the state says that the episode is over,
+    // nothing of a next one is in the tallies, and no quiet time was cut short.
     let now_ns = clock::monotonic_ns();
+    let tallies = maps.tallies(scope);
     let policy = policy?;
     let state = maps.scope(scope)?;
     // What has timed out is forgotten only when the next SYN comes.
@@ -224,6 +226,6 @@ fn state_of(maps: &Maps, policy: Option<&Policy>, scope: &Subject) -> Option<Sta
         half_open,
         queued,
         has_recovered: queued == 0 && now_ns.saturating_sub(state.pressed_ns()) >= EPISODE_QUIET_NS,
-        tallies: maps.tallies(scope),
+        tallies,
     })
 }
