@@ -104,9 +104,10 @@ impl Scope {
         self.pressed_ns.load()
     }
 
-    /// Whether the latest episode is over at `now_ns`.
-    pub fn has_recovered(&self, now_ns: u64) -> bool {
-        self.queued.total() == 0
+    /// Whether the latest episode is over at `now_ns`. What has timed out in the
+    /// queue counts no more, swept or not.
+    pub fn has_recovered(&self, policy: &Policy, now_ns: u64) -> bool {
+        self.queued.live(Self::queue_window(policy), now_ns) == 0
             && now_ns.saturating_sub(self.pressed_ns.load()) >= EPISODE_QUIET_NS
     }
 

@@ -432,6 +432,7 @@ impl Throttle {
     fn unhandled(&self) -> Vec<(&'static str, u64)> {
         let mut counts = self.maps.unhandled().to_vec();
         counts.push(("not_taken", self.keeper.refused));
+        counts.extend(self.watch.unhandled());
         counts
     }
 

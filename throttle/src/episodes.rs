@@ -175,6 +175,7 @@ struct Ongoing {
 pub struct Episodes {
     ongoing: HashMap<Subject, Ongoing>,
     begun: u64,
+    not_followed: u64,
     /// How the tallies of scopes stood when their last episode was over, and which
     /// episode was the latest then.
     settled: HashMap<Subject, (u64, Tallies)>,
@@ -188,6 +189,12 @@ impl Episodes {
     #[must_use]
     pub fn follows(&self, scope: &Subject) -> bool {
         self.ongoing.contains_key(scope)
+    }
+
+    /// Of how many only the beginning was reported, since there was no room for more.
+    #[must_use]
+    pub const fn not_followed(&self) -> u64 {
+        self.not_followed
     }
 
     /// How many are going on.
@@ -266,6 +273,7 @@ impl Episodes {
         if self.ongoing.len() < EPISODES_MAX {
             self.ongoing.insert(reached.scope, ongoing);
         } else {
+            self.not_followed += 1;
             self.forget(&ongoing);
         }
         reports
@@ -813,6 +821,7 @@ mod tests {
             assert_eq!(begun.len(), 1, "each is reported");
         }
         assert_eq!(episodes.len(), EPISODES_MAX);
+        assert_eq!(episodes.not_followed(), 6_000 - EPISODES_MAX as u64);
         for n in 0..120_000_u32 {
             let destination = u16::try_from(n % 60_000).unwrap();
             let at_ns = 2 * SEC + u64::from(n);

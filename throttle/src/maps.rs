@@ -216,14 +216,6 @@ impl Maps {
         found.ok().map(Flow::from)
     }
 
-    /// Every attempt in the table.
-    pub fn flows(&self) -> impl Iterator<Item = (FlowKey, Flow)> {
-        self.flows
-            .iter()
-            .chain(self.uncounted.iter())
-            .filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow.into())))
-    }
-
     /// Every attempt that is counted or waits.
     pub fn counted(&self) -> impl Iterator<Item = (FlowKey, Flow)> {
         self.flows

@@ -8,7 +8,7 @@ use throttle_common::{
     policy::Policy,
     process::Process,
     record::{Deferred, LimitReached},
-    scope::{EPISODE_QUIET_NS, Scope},
+    scope::Scope,
     subject::Subject,
 };
 
@@ -45,6 +45,8 @@ pub struct Watch {
     meanwhile: HashMap<Subject, Vec<(FlowKey, Attempt)>>,
     /// How many these are.
     kept: usize,
+    /// For how many there was no room.
+    not_kept: u64,
     /// Processes that records told of: some have ended when they are looked for.
     told: HashMap<Subject, Process>,
     /// From when on there may be another look, in monotonic nanoseconds.
@@ -86,7 +88,7 @@ impl Watch {
                     waiting.push((record.key, attempt));
                     self.kept += 1;
                 }
-                Some(_) => {}
+                Some(_) => self.not_kept += 1,
                 None => self.episodes.deferred(&record.scope, &attempt),
             }
         }
@@ -110,6 +112,16 @@ impl Watch {
                 None
             }
         }
+    }
+
+    /// What there was no room for: episodes of which only the beginning is told,
+    /// and attempts that their program's number lacks.
+    #[must_use]
+    pub fn unhandled(&self) -> [(&'static str, u64); 2] {
+        [
+            ("episodes_not_followed", self.episodes.not_followed()),
+            ("attempts_not_kept", self.not_kept),
+        ]
     }
 
     /// Whether an episode in `scope` is followed.
@@ -225,7 +237,7 @@ fn state_of(maps: &Maps, policy: Option<&Policy>, scope: &Subject) -> Option<Sta
     Some(State {
         half_open,
         queued,
-        has_recovered: queued == 0 && now_ns.saturating_sub(state.pressed_ns()) >= EPISODE_QUIET_NS,
+        has_recovered: state.has_recovered(policy, now_ns),
         tallies,
     })
 }

@@ -725,7 +725,7 @@ impl World {
             assert_eq!(line.queued.total(), 0);
         }
         self.now_ns += EPISODE_QUIET_NS;
-        assert!(self.scope.has_recovered(self.now_ns));
+        assert!(self.scope.has_recovered(&self.policy, self.now_ns));
     }
 }
 
