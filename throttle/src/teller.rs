@@ -60,7 +60,10 @@ impl Teller {
     }
 
     fn event(&mut self, report: &Report, interface: Option<String>) -> Event {
-        let at_ns = clock::calendar_ns(report.at_ns);
+        let at_ns = match report.point {
+            Point::Reached => report.start_ns,
+            Point::Ongoing | Point::Cleared(_) => clock::calendar_ns(report.at_ns),
+        };
         let episode = Box::new(self.episode(report, interface));
         let what = match report.point {
             Point::Reached => What::LimitReached(episode),

@@ -50,19 +50,17 @@ impl Write for Lines {
 
 fn pass_on(notes: &Receiver<Note>, lost: &AtomicU64) {
     while let Ok(note) = notes.recv() {
-        match note {
-            Note::Line(line) => {
-                // There is nowhere to complain.
-                let _ = stderr().write_all(&line);
-                let lost = lost.swap(0, Ordering::Relaxed);
-                if lost > 0 {
-                    let line = format!("{lost} lines of the log were lost: nobody read it\n");
-                    let _ = stderr().write_all(line.as_bytes());
-                }
-            }
-            Note::Flush(done) => {
-                let _ = done.send(());
-            }
+        // There is nowhere to complain.
+        if let Note::Line(line) = &note {
+            let _ = stderr().write_all(line);
+        }
+        let lost = lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let line = format!("{lost} lines of the log were lost: nobody read it\n");
+            let _ = stderr().write_all(line.as_bytes());
+        }
+        if let Note::Flush(done) = note {
+            let _ = done.send(());
         }
     }
 }
