@@ -12,8 +12,8 @@
 //! [`process`] (who has a socket),
 //! [`scope`] and [`flow`] (the state of a scope and of an attempt),
 //! [`exempt`]
-//! (what no rule applies to), [`decision`] (the rules), [`frame`] (what a packet says) and [`record`]
-//! (what the kernel tells the daemon).
+//! (what no rule applies to), [`decision`] (the rules), [`frame`] (what a packet says), [`record`]
+//! (what the kernel tells the daemon) and [`layout`] (whether two builds share their maps).
 //!
 //! Byte order: addresses and ports are kept as they are on the wire (network
 //! order, as byte arrays); every other number is in host order.
@@ -33,6 +33,7 @@ pub mod decision;
 pub mod exempt;
 pub mod flow;
 pub mod frame;
+pub mod layout;
 pub mod place;
 pub mod policy;
 pub mod process;

@@ -12,6 +12,31 @@ pub enum Mode {
     Monitor = 1,
 }
 
+/// Who lets deferred attempts out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Pacing {
+    /// The daemon re-sends; without it, the senders' retransmissions.
+    Auto = 0,
+    /// The daemon re-sends.
+    Resend = 1,
+    /// The senders' own retransmissions only.
+    Retransmit = 2,
+}
+
+impl Pacing {
+    /// The pacing behind the number that crosses the boundary.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Auto),
+            1 => Some(Self::Resend),
+            2 => Some(Self::Retransmit),
+            _ => None,
+        }
+    }
+}
+
 /// The settings that an operator chooses. Written by user space only, read by
 /// the programs at each SYN, so a change is live.
 #[repr(C)]
@@ -38,6 +63,11 @@ pub struct Policy {
     pub mode: u32,
     /// A [`SubjectKind`]: what the limit applies to.
     pub scope: u32,
+    /// A [`Pacing`]: who lets deferred attempts out.
+    pub pacing: u32,
+    /// [`LAYOUT`](crate::layout::LAYOUT) of whoever wrote it: maps that were
+    /// laid out differently are of no use.
+    pub layout: u32,
 }
 
 impl Policy {
@@ -94,6 +124,8 @@ impl Default for Policy {
             queue_capacity: Self::whole_queue(Self::capacity(interval_ns, max_delay_ns)),
             mode: Mode::Enforce as u32,
             scope: SubjectKind::Interface as u32,
+            pacing: Pacing::Auto as u32,
+            layout: crate::layout::LAYOUT,
         }
     }
 }

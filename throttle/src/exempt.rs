@@ -35,6 +35,25 @@ impl Exempt {
     }
 }
 
+impl Exempt {
+    /// What a key of the kernel side's table stands for. None if `bits` are too
+    /// few to hold the port.
+    #[must_use]
+    pub fn of_key(bits: u32, key: &Destination) -> Option<Self> {
+        let bits = u8::try_from(bits.checked_sub(PORT_BITS)?).ok()?;
+        let address = Ipv6Addr::from(key.address);
+        let net = match (address.to_ipv4_mapped(), bits.checked_sub(96)) {
+            (Some(address), Some(bits)) => IpNet::new(address.into(), bits),
+            _ => IpNet::new(address.into(), bits),
+        };
+        let port = u16::from_be_bytes(key.port);
+        Some(Self {
+            net: net.ok()?,
+            port: (port != 0).then_some(port),
+        })
+    }
+}
+
 impl FromStr for Exempt {
     type Err = String;
 
@@ -123,6 +142,8 @@ mod tests {
         ] {
             let exempt: Exempt = text.parse().unwrap();
             assert_eq!(exempt.to_string(), shown);
+            let (bits, key) = exempt.key();
+            assert_eq!(Exempt::of_key(bits, &key), Some(exempt));
             assert_eq!(shown.parse(), Ok(exempt));
         }
     }

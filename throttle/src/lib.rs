@@ -10,6 +10,7 @@
 //! gets out), [`daemon`] (all of it running).
 
 pub mod attach;
+pub mod attempts;
 pub mod clock;
 pub mod daemon;
 pub mod encode;
@@ -17,6 +18,7 @@ pub mod episodes;
 pub mod error;
 pub mod event;
 pub mod exempt;
+pub mod instance;
 pub mod interface;
 pub mod layout;
 pub mod maps;
@@ -24,6 +26,7 @@ pub mod name;
 pub mod object;
 pub mod output;
 pub mod owners;
+pub mod pins;
 pub mod queue;
 pub mod resend;
 pub mod settings;

@@ -4,11 +4,14 @@ use std::collections::HashSet;
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuHashMap, lpm_trie::Key},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, lpm_trie::Key,
+    },
 };
 use throttle_common::{
     exempt::Destination,
     flow::{Flow, FlowKey},
+    layout::LAYOUT,
     policy::{Daemon, ONLY, Policy},
     process::{Process, Socket},
     record::{Deferred, LimitReached, Room, Tallies, UNHANDLED, UNHANDLED_NAMES},
@@ -16,7 +19,7 @@ use throttle_common::{
     subject::Subject,
 };
 
-use crate::{Error, Result, exempt::Exempt};
+use crate::{Error, Result, exempt::Exempt, pins::Pins};
 
 /// Lets a type of the kernel side stand in a map.
 #[repr(transparent)]
@@ -99,7 +102,7 @@ pub fn record<T: Record>(bytes: &[u8]) -> Option<T> {
 /// When the object has no such map, or one of another type.
 pub fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
 where
-    M: TryFrom<aya::maps::Map>,
+    M: TryFrom<Map>,
     M::Error: std::error::Error + Send + Sync + 'static,
 {
     let what = || format!("open map {name}");
@@ -107,6 +110,26 @@ where
         .take_map(name)
         .ok_or_else(|| Error::failed(what(), "it is not there"))?;
     M::try_from(map).map_err(|error| Error::failed(what(), error))
+}
+
+/// Opens the map `name` of a throttle.
+fn pinned<M>(pins: &Pins, name: &str, kind: fn(MapData) -> Map) -> Result<M>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let path = pins.map(name);
+    let data = MapData::from_pin(&path)
+        .map_err(|error| Error::failed(format!("open map {}", path.display()), error))?;
+    // A wrong size of key or value, or another type.
+    M::try_from(kind(data)).map_err(|_| other_version())
+}
+
+fn other_version() -> Error {
+    Error::Refused(
+        "another version of throttle made these maps: use that one's command, or run this one in \
+         its place (`throttle run`)"
+            .into(),
+    )
 }
 
 /// The maps that user space reads and writes.
@@ -140,6 +163,30 @@ impl Maps {
             exempt: take(ebpf, "EXEMPT")?,
             unhandled: take(ebpf, "UNHANDLED")?,
         })
+    }
+
+    /// Opens the maps of a throttle that runs, or was left.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not, they are not there, or another version laid them
+    /// out.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        let maps = Self {
+            policy: pinned(pins, "POLICY", Map::Array)?,
+            daemon: pinned(pins, "DAEMON", Map::Array)?,
+            flows: pinned(pins, "FLOWS", Map::LruHashMap)?,
+            uncounted: pinned(pins, "UNCOUNTED", Map::LruHashMap)?,
+            scopes: pinned(pins, "SCOPES", Map::LruHashMap)?,
+            sockets: pinned(pins, "SOCKETS", Map::LruHashMap)?,
+            tallies: pinned(pins, "TALLIES", Map::PerCpuLruHashMap)?,
+            exempt: pinned(pins, "EXEMPT", Map::LpmTrie)?,
+            unhandled: pinned(pins, "UNHANDLED", Map::PerCpuArray)?,
+        };
+        if maps.policy()?.layout != LAYOUT {
+            return Err(other_version());
+        }
+        Ok(maps)
     }
 
     /// Puts settings in force.
@@ -221,6 +268,33 @@ impl Maps {
         self.flows
             .iter()
             .filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow.into())))
+    }
+
+    /// Every attempt that was admitted uncounted.
+    pub fn uncounted(&self) -> impl Iterator<Item = (FlowKey, Flow)> {
+        self.uncounted
+            .iter()
+            .filter_map(|entry| entry.ok().map(|(Plain(key), flow)| (key, flow.into())))
+    }
+
+    /// The exemptions in force.
+    #[must_use]
+    pub fn exempt(&self) -> Vec<Exempt> {
+        let keys = self.exempt.keys().filter_map(Result::ok);
+        keys.filter_map(|key| Exempt::of_key(key.prefix_len(), &key.data().0))
+            .collect()
+    }
+
+    /// The daemon that was there last: the programs' view of it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn daemon(&self) -> Result<Daemon> {
+        self.daemon
+            .get(&ONLY, 0)
+            .map(|Plain(daemon)| daemon)
+            .map_err(|error| Error::failed("read what the programs know of the daemon", error))
     }
 
     /// Who connects the socket `cookie`, if it is known.

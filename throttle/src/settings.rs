@@ -4,7 +4,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use throttle_common::{
     NANOS_PER_SEC,
-    policy::{Mode as RawMode, Policy},
+    layout::LAYOUT,
+    policy::{Mode as RawMode, Pacing as RawPacing, Policy},
     subject::SubjectKind,
     window::{MAX_SPAN_NS, MIN_SPAN_NS},
 };
@@ -197,6 +198,18 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// The scope in force; anything unknown is the interface, as in the programs.
+    #[must_use]
+    pub const fn of(policy: &Policy) -> Self {
+        match SubjectKind::from_raw(policy.scope) {
+            Some(SubjectKind::Cgroup) => Self::Cgroup,
+            Some(SubjectKind::User) => Self::User,
+            Some(SubjectKind::Process) => Self::Process,
+            Some(SubjectKind::Source) => Self::Source,
+            Some(SubjectKind::Interface) | None => Self::Interface,
+        }
+    }
+
     /// As the kernel side has it.
     #[must_use]
     pub const fn kind(self) -> SubjectKind {
@@ -238,6 +251,26 @@ impl Pacing {
         match self {
             Self::Auto | Self::Resend => true,
             Self::Retransmit => false,
+        }
+    }
+
+    /// As the kernel side has it.
+    #[must_use]
+    pub const fn raw(self) -> RawPacing {
+        match self {
+            Self::Auto => RawPacing::Auto,
+            Self::Resend => RawPacing::Resend,
+            Self::Retransmit => RawPacing::Retransmit,
+        }
+    }
+
+    /// The pacing in force; anything unknown is the default.
+    #[must_use]
+    pub const fn of(policy: &Policy) -> Self {
+        match RawPacing::from_raw(policy.pacing) {
+            Some(RawPacing::Resend) => Self::Resend,
+            Some(RawPacing::Retransmit) => Self::Retransmit,
+            Some(RawPacing::Auto) | None => Self::Auto,
         }
     }
 }
@@ -307,6 +340,29 @@ impl Settings {
                 Mode::Monitor => RawMode::Monitor,
             } as u32,
             scope: self.scope.kind() as u32,
+            pacing: self.pacing.raw() as u32,
+            layout: LAYOUT,
+        }
+    }
+
+    /// The settings that a policy was made of, but for what is not in it: the
+    /// exemptions, and the direction.
+    #[must_use]
+    pub fn in_force(policy: &Policy, exempt: Vec<Exempt>, direction: Direction) -> Self {
+        Self {
+            limit: policy.limit,
+            rate: Rate::from_interval(policy.interval_ns),
+            attempt_timeout: Duration::from_nanos(policy.attempt_timeout_ns),
+            max_delay: Duration::from_nanos(policy.max_delay_ns),
+            known_for: Duration::from_nanos(policy.known_for_ns),
+            scope: Scope::of(policy),
+            exempt,
+            mode: match policy.mode() {
+                RawMode::Enforce => Mode::Enforce,
+                RawMode::Monitor => Mode::Monitor,
+            },
+            direction,
+            pacing: Pacing::of(policy),
         }
     }
 
