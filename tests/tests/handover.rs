@@ -7,9 +7,9 @@ use std::time::Duration;
 use throttle::{
     Settings,
     attach::Hook,
-    daemon::Throttle,
+    daemon::{Plan, Throttle},
     encode::{Format, Host},
-    interface::Interface,
+    interface::Wanted,
     output::Output,
     settings::Rate,
 };
@@ -26,7 +26,7 @@ fn with_two_keepers(lab: &Lab, work: impl FnOnce() + Send, seconds: u64) {
             lab.client.run(move || {
                 let runtime = Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async move {
-                    let interface = Interface::find("eth0").await.unwrap();
+                    let wanted = Wanted::new(&["eth0".to_owned()]).unwrap();
                     // So slow that the first keeper releases nothing.
                     let settings = Settings {
                         limit: 5,
@@ -37,9 +37,14 @@ fn with_two_keepers(lab: &Lab, work: impl FnOnce() + Send, seconds: u64) {
                     };
                     let mut output =
                         Output::new(std::io::sink(), Format::Text, Host::this(), |_| None);
-                    let mut throttle = Throttle::start(&[interface], settings, Hook::Auto)
-                        .await
-                        .unwrap();
+                    let plan = Plan {
+                        name: None,
+                        wanted,
+                        settings,
+                        hook: Hook::Auto,
+                        keep: false,
+                    };
+                    let mut throttle = Throttle::start(plan).await.unwrap();
                     deferred.send(()).unwrap();
                     let waiting = |throttle: &Throttle| {
                         throttle
@@ -62,7 +67,7 @@ fn with_two_keepers(lab: &Lab, work: impl FnOnce() + Send, seconds: u64) {
 
                     throttle.renew_keeper().unwrap();
                     throttle
-                        .change(Settings {
+                        .change(&Settings {
                             limit: 5,
                             rate: Rate::per_second(5),
                             ..Settings::default()

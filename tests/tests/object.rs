@@ -26,7 +26,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
-use throttle::object::{Object, Sizes};
+use throttle::object::{Home, Object, Sizes};
 use throttle_common::{
     frame::{self, Headers, Kind, Link, Quoted},
     policy::Policy,
@@ -631,7 +631,7 @@ fn the_verifier_is_done_with_each_program_well_below_its_limit() {
     /// other ways.
     const VERIFIED_MAX: u32 = 500_000;
     let cpus = aya::util::nr_cpus().unwrap();
-    let mut object = Object::load(&Sizes::new(&Policy::default(), cpus)).unwrap();
+    let mut object = Object::load(&Sizes::new(&Policy::default(), cpus), Home::Nowhere).unwrap();
     let links = [Link::Ethernet, Link::Ip];
     let entries = links.iter().flat_map(|&link| entries(link));
     let names: Vec<&str> = entries.map(|(name, _)| name).chain(STEP_PROGRAMS).collect();

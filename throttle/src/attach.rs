@@ -1,7 +1,10 @@
 //! The programs on a device.
 
+use std::path::{Path, PathBuf};
+
 use aya::programs::{
-    LinkOrder, TcAttachType,
+    LinkOrder, SchedClassifier, TcAttachType,
+    links::{FdLink, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
 };
 use log::{debug, warn};
@@ -12,6 +15,7 @@ use crate::{
     error::errno_of,
     interface::{self, Interface},
     object::Object,
+    pins::{self, Filter, Pins},
     settings::Direction,
 };
 
@@ -26,6 +30,18 @@ pub enum Hook {
     Clsact,
 }
 
+/// The programs that are attached to devices, by what filters are called.
+const ENTRIES: [&str; 8] = [
+    "out_egress_ether",
+    "out_egress_ip",
+    "out_ingress_ether",
+    "out_ingress_ip",
+    "in_egress_ether",
+    "in_egress_ip",
+    "in_ingress_ether",
+    "in_ingress_ip",
+];
+
 /// The two programs of a direction, by how the frames of the device start.
 const fn programs(direction: Direction, link: Link) -> (&'static str, &'static str) {
     match (direction, link) {
@@ -36,16 +52,58 @@ const fn programs(direction: Direction, link: Link) -> (&'static str, &'static s
     }
 }
 
+/// Where the links of a throttle are found later, and whether they stay.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// Where they are pinned, if they are.
+    pub pins: Option<Pins>,
+    /// Whether they stay when the process ends.
+    pub keep: bool,
+}
+
+/// A program on one hook.
+#[derive(Debug)]
+struct Hooked {
+    link: Option<SchedClassifierLink>,
+    /// What stands for it in the file system.
+    pin: Option<PathBuf>,
+    /// Whether it stays when this is dropped.
+    keep: bool,
+}
+
+impl Hooked {
+    /// Detaches it. A device that is gone took it with it.
+    fn detach(mut self) {
+        if let Some(pin) = &self.pin
+            && let Err(error) = pins::remove_file(pin)
+        {
+            warn!("{error}");
+        }
+        self.link = None;
+    }
+}
+
+impl Drop for Hooked {
+    fn drop(&mut self) {
+        if self.keep {
+            // Whoever drops a link detaches it.
+            std::mem::forget(self.link.take());
+        }
+    }
+}
+
 /// The programs, attached to one device. They are detached when this is
-/// dropped; [`detach`](Self::detach) also removes a clsact qdisc that was added
-/// for them.
+/// dropped, unless they are to stay; [`detach`](Self::detach) also removes a
+/// clsact qdisc that was added for them.
 #[derive(Debug)]
 pub struct Attachment {
     /// The device.
     pub interface: Interface,
     /// What they are attached by.
     pub hook: &'static str,
-    links: Vec<SchedClassifierLink>,
+    /// Whether they took the place of others without a gap.
+    pub took_over: bool,
+    hooked: Vec<Hooked>,
     added_clsact: bool,
 }
 
@@ -53,15 +111,19 @@ impl Attachment {
     /// Attaches the programs of `direction` to `interface`: first the one that
     /// sees answers, so that no SYN is counted whose answer is missed.
     ///
+    /// Programs that are pinned in `place` are replaced where they are, so that no
+    /// packet passes between.
+    ///
     /// # Errors
     ///
     /// When the caller may not, the kernel lacks the hook, or the device is
-    /// gone. Nothing stays attached then.
+    /// gone. Nothing stays attached then but what was there.
     pub async fn new(
         object: &mut Object,
         interface: &Interface,
         direction: Direction,
         hook: Hook,
+        place: &Place,
     ) -> Result<Self> {
         let (out, into) = programs(direction, interface.link);
         let (out_hook, in_hook) = match direction {
@@ -72,51 +134,110 @@ impl Attachment {
         let mut attachment = Self {
             interface: interface.clone(),
             hook: "TCX",
-            links: Vec::new(),
+            took_over: false,
+            hooked: Vec::new(),
             added_clsact: false,
         };
         if hook != Hook::Clsact {
-            match attachment.by_tcx(object, &steps) {
-                Ok(()) => return Ok(attachment),
+            match attachment.by_tcx(object, &steps, place) {
+                Ok(()) => {
+                    // After ours: a packet that meets both is counted once.
+                    remove_filters(interface, place).await;
+                    return Ok(attachment);
+                }
                 Err(error @ Error::Kernel { .. }) if hook == Hook::Auto => {
                     debug!("{error}");
-                    attachment.links.clear();
+                    attachment.undo().await;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    attachment.undo().await;
+                    return Err(error);
+                }
             }
+            attachment = Self {
+                interface: interface.clone(),
+                hook: "TCX",
+                took_over: false,
+                hooked: Vec::new(),
+                added_clsact: false,
+            };
         }
         attachment.hook = "clsact";
-        match attachment.by_clsact(object, &steps).await {
-            Ok(()) => Ok(attachment),
+        match attachment.by_clsact(object, &steps, place).await {
+            Ok(()) => {
+                if let Some(pins) = &place.pins {
+                    for (_, at) in &steps {
+                        pins::remove_file(&pins.link(interface.index, *at))?;
+                    }
+                }
+                Ok(attachment)
+            }
             Err(error) => {
-                attachment.detach().await;
+                attachment.undo().await;
                 Err(error)
             }
         }
     }
 
-    fn by_tcx(&mut self, object: &mut Object, steps: &[(&str, TcAttachType)]) -> Result<()> {
-        for (name, hook) in steps {
+    /// Says whether the programs stay when this is dropped.
+    pub fn keep(&mut self, keep: bool) {
+        for hooked in &mut self.hooked {
+            hooked.keep = keep;
+        }
+    }
+
+    /// The pins have moved; they are nowhere if there is no `to`.
+    pub fn moved(&mut self, from: &Pins, to: Option<&Pins>) {
+        for hooked in &mut self.hooked {
+            let within = hooked.pin.as_deref();
+            let within = within.and_then(|pin| pin.strip_prefix(from.folder()).ok());
+            hooked.pin = within.and_then(|within| Some(to?.folder().join(within)));
+        }
+    }
+
+    /// The device is gone, and took the programs with it.
+    pub fn gone(mut self) {
+        for hooked in self.hooked.drain(..) {
+            hooked.detach();
+        }
+    }
+
+    /// Detaches what was attached; what was there before stays.
+    async fn undo(self) {
+        if self.took_over {
+            // The drop leaves them if they are kept.
+            return;
+        }
+        self.detach().await;
+    }
+
+    fn by_tcx(
+        &mut self,
+        object: &mut Object,
+        steps: &[(&str, TcAttachType)],
+        place: &Place,
+    ) -> Result<()> {
+        for (name, at) in steps {
             let what = format!("attach {name} to {}", self.interface.name);
             let program = object.classifier(name)?;
-            // Before all others: what ends the chain before us, we would not
-            // see.
-            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let id = program
-                .attach_with_options(&self.interface.name, *hook, options)
-                .map_err(|error| {
-                    Error::needs(
-                        &*what,
-                        error,
-                        "TCX",
-                        "TCX needs Linux 6.6; use --hook clsact",
-                    )
-                })?;
-            self.links.push(
-                program
-                    .take_link(id)
-                    .map_err(|error| Error::failed(what, error))?,
-            );
+            let pin = place
+                .pins
+                .as_ref()
+                .map(|pins| pins.link(self.interface.index, *at));
+            let (link, is_old) = match pin.as_deref().and_then(|pin| replaced(program, pin)) {
+                Some(link) => (link, true),
+                None => (attached(program, &self.interface, *at, &what)?, false),
+            };
+            self.took_over |= is_old;
+            let link = match (&pin, is_old) {
+                (Some(pin), false) => pinned(link, pin, &what)?,
+                _ => link,
+            };
+            self.hooked.push(Hooked {
+                link: Some(link),
+                pin,
+                keep: place.keep,
+            });
         }
         Ok(())
     }
@@ -125,8 +246,13 @@ impl Attachment {
         &mut self,
         object: &mut Object,
         steps: &[(&str, TcAttachType)],
+        place: &Place,
     ) -> Result<()> {
-        let name = self.interface.name.clone();
+        let Interface { index, name, .. } = self.interface.clone();
+        let there: Vec<Filter> = place.pins.as_ref().map_or_else(Vec::new, |pins| {
+            let filters = pins.filters().into_iter();
+            filters.filter(|filter| filter.index == index).collect()
+        });
         match tc::qdisc_add_clsact(&name) {
             Ok(()) => self.added_clsact = true,
             Err(TcError::AlreadyAttached) => {}
@@ -140,33 +266,48 @@ impl Attachment {
                 ));
             }
         }
-        if !self.added_clsact && !interface::has_clsact(self.interface.index).await? {
+        if !self.added_clsact && !interface::has_clsact(index).await? {
             return Err(Error::Refused(format!(
                 "add the clsact qdisc to {name}: an ingress qdisc is in its place; remove that \
                  (`tc qdisc delete dev {name} ingress`) or use --hook tcx, which needs Linux 6.6"
             )));
         }
-        for (program_name, hook) in steps {
+        self.added_clsact |= there.iter().any(|filter| filter.added_qdisc);
+        for (program_name, at) in steps {
             let what = format!("attach {program_name} to {name}");
             let program = object.classifier(program_name)?;
-            // Without a priority the kernel puts the filter before those that
-            // are there (`tcf_auto_prio` in net/sched/cls_api.c).
-            let options = TcAttachOptions::Netlink(NlOptions::default());
-            let id = program
-                .attach_with_options(&name, *hook, options)
-                .map_err(|error| {
-                    Error::needs(
-                        &*what,
-                        error,
-                        "BPF classifier",
-                        "it needs CONFIG_NET_CLS_BPF (module cls_bpf)",
-                    )
-                })?;
-            self.links.push(
-                program
-                    .take_link(id)
-                    .map_err(|error| Error::failed(what, error))?,
-            );
+            let old = there.iter().find(|filter| filter.at == *at);
+            let (link, is_old) = match old.and_then(|filter| refiltered(program, &name, filter)) {
+                Some(link) => (link, true),
+                None => (filtered(program, &name, *at, &what)?, false),
+            };
+            self.took_over |= is_old;
+            let pin = match &place.pins {
+                None => None,
+                Some(pins) => {
+                    if let Some(old) = old {
+                        pins::remove_file(&pins.filter(old))?;
+                    }
+                    let failed = |error| Error::failed(&*what, error);
+                    let filter = Filter {
+                        index,
+                        at: *at,
+                        priority: link.priority().map_err(failed)?,
+                        handle: link.handle().map_err(failed)?,
+                        added_qdisc: self.added_clsact,
+                    };
+                    let pin = pins.filter(&filter);
+                    program
+                        .pin(&pin)
+                        .map_err(|error| Error::failed(&*what, error))?;
+                    Some(pin)
+                }
+            };
+            self.hooked.push(Hooked {
+                link: Some(link),
+                pin,
+                keep: place.keep,
+            });
         }
         Ok(())
     }
@@ -174,22 +315,220 @@ impl Attachment {
     /// Detaches the programs, and removes the clsact qdisc if it was added for
     /// them and nobody else uses it.
     pub async fn detach(mut self) {
-        // A device that is gone took them with it.
-        self.links.clear();
-        if !self.added_clsact {
-            return;
+        for hooked in self.hooked.drain(..) {
+            hooked.detach();
         }
-        let Interface { index, name, .. } = &self.interface;
-        match interface::has_filters(*index).await {
-            Ok(false) => {
-                if let Err(error) = interface::remove_clsact(*index).await {
-                    debug!("{name}: {error}");
-                }
-            }
-            Ok(true) => {
-                warn!("the clsact qdisc stays on {name}: somebody else's filter uses it now")
-            }
-            Err(error) => debug!("{name}: {error}"),
+        if self.added_clsact {
+            remove_qdisc(&self.interface).await;
         }
     }
+}
+
+/// Puts the program in the place of the one whose link is pinned at `pin`. None
+/// if there is none, or its device is gone.
+fn replaced(program: &mut SchedClassifier, pin: &Path) -> Option<SchedClassifierLink> {
+    let old = FdLink::from(PinnedLink::from_pin(pin).ok()?);
+    let link = SchedClassifierLink::try_from(old).ok()?;
+    match program.attach_to_link(link) {
+        Ok(id) => program.take_link(id).ok(),
+        Err(error) => {
+            debug!("{}: {error}", pin.display());
+            // It is of no use to anybody.
+            let _ = pins::remove_file(pin);
+            None
+        }
+    }
+}
+
+fn attached(
+    program: &mut SchedClassifier,
+    interface: &Interface,
+    at: TcAttachType,
+    what: &str,
+) -> Result<SchedClassifierLink> {
+    // Before all others: what ends the chain before us, we would not see.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program
+        .attach_with_options(&interface.name, at, options)
+        .map_err(|error| {
+            Error::needs(what, error, "TCX", "TCX needs Linux 6.6; use --hook clsact")
+        })?;
+    program
+        .take_link(id)
+        .map_err(|error| Error::failed(what, error))
+}
+
+fn pinned(link: SchedClassifierLink, pin: &Path, what: &str) -> Result<SchedClassifierLink> {
+    let failed = |error: &dyn std::error::Error| Error::failed(what, error.to_string());
+    let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
+    let link = link
+        .pin(pin)
+        .map_err(|error| Error::failed(format!("{what}: pin its link"), error))?;
+    SchedClassifierLink::try_from(FdLink::from(link)).map_err(|error| failed(&error))
+}
+
+/// Puts the program in the place of the filter `old`. None if that is not there
+/// any more.
+fn refiltered(
+    program: &mut SchedClassifier,
+    name: &str,
+    old: &Filter,
+) -> Option<SchedClassifierLink> {
+    let link = SchedClassifierLink::attached(name, old.at, old.priority, old.handle, None).ok()?;
+    match program.attach_to_link(link) {
+        Ok(id) => program.take_link(id).ok(),
+        Err(error) => {
+            debug!("{name}: {error}");
+            None
+        }
+    }
+}
+
+fn filtered(
+    program: &mut SchedClassifier,
+    name: &str,
+    at: TcAttachType,
+    what: &str,
+) -> Result<SchedClassifierLink> {
+    // Without a priority the kernel puts the filter before those that are there
+    // (`tcf_auto_prio` in net/sched/cls_api.c).
+    let options = TcAttachOptions::Netlink(NlOptions::default());
+    let id = program
+        .attach_with_options(name, at, options)
+        .map_err(|error| {
+            Error::needs(
+                what,
+                error,
+                "BPF classifier",
+                "it needs CONFIG_NET_CLS_BPF (module cls_bpf)",
+            )
+        })?;
+    program
+        .take_link(id)
+        .map_err(|error| Error::failed(what, error))
+}
+
+/// Removes the filters that are pinned in `place` from the device.
+async fn remove_filters(interface: &Interface, place: &Place) {
+    let Some(pins) = &place.pins else { return };
+    let filters = pins.filters().into_iter();
+    let filters: Vec<Filter> = filters
+        .filter(|filter| filter.index == interface.index)
+        .collect();
+    for filter in &filters {
+        remove_filter(&interface.name, filter, pins);
+    }
+    if filters.iter().any(|filter| filter.added_qdisc) {
+        remove_qdisc(interface).await;
+    }
+}
+
+/// Removes a filter from its device, and its pin.
+fn remove_filter(name: &str, filter: &Filter, pins: &Pins) {
+    let Filter {
+        at,
+        priority,
+        handle,
+        ..
+    } = *filter;
+    // Whoever drops a link detaches it.
+    drop(SchedClassifierLink::attached(
+        name, at, priority, handle, None,
+    ));
+    if let Err(error) = pins::remove_file(&pins.filter(filter)) {
+        warn!("{error}");
+    }
+}
+
+/// Removes a clsact qdisc that throttle had added, if nobody else uses it.
+async fn remove_qdisc(interface: &Interface) {
+    let Interface { index, name, .. } = interface;
+    match interface::has_filters(*index).await {
+        Ok(false) => {
+            if let Err(error) = interface::remove_clsact(*index).await {
+                debug!("{name}: {error}");
+            }
+        }
+        Ok(true) => {
+            warn!("the clsact qdisc stays on {name}: somebody else's filter uses it now")
+        }
+        Err(error) => debug!("{name}: {error}"),
+    }
+}
+
+/// Detaches from the device `index` whatever is pinned, by whatever it is
+/// attached. The device may be gone: it took the programs with it.
+///
+/// # Errors
+///
+/// When the caller may not.
+pub async fn let_go(pins: &Pins, index: u32, interface: Option<&Interface>) -> Result<()> {
+    for (of, at) in pins.links() {
+        if of == index {
+            pins::remove_file(&pins.link(index, at))?;
+        }
+    }
+    match interface {
+        Some(interface) => {
+            let place = Place {
+                pins: Some(pins.clone()),
+                keep: false,
+            };
+            remove_filters(interface, &place).await;
+        }
+        None => {
+            for filter in pins.filters() {
+                if filter.index == index {
+                    pins::remove_file(&pins.filter(&filter))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a throttle left on the clsact qdiscs of `interface` that was
+/// killed: filters with the names of our programs that nobody has pinned. Returns
+/// how many.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub async fn remove_orphans(interface: &Interface, owned: &[Filter]) -> Result<usize> {
+    let mut removed = 0;
+    for found in interface::bpf_filters(interface.index).await? {
+        let filter = Filter {
+            index: interface.index,
+            at: if found.is_ingress {
+                TcAttachType::Ingress
+            } else {
+                TcAttachType::Egress
+            },
+            priority: found.priority,
+            handle: found.handle.into(),
+            added_qdisc: false,
+        };
+        let is_owned = owned.iter().any(|other| {
+            (other.index, other.at, other.priority, other.handle)
+                == (filter.index, filter.at, filter.priority, filter.handle)
+        });
+        if is_owned || !ENTRIES.contains(&found.name.as_str()) {
+            continue;
+        }
+        let Filter {
+            at,
+            priority,
+            handle,
+            ..
+        } = filter;
+        drop(SchedClassifierLink::attached(
+            &interface.name,
+            at,
+            priority,
+            handle,
+            None,
+        ));
+        removed += 1;
+    }
+    Ok(removed)
 }

@@ -11,6 +11,8 @@ use throttle::{
     settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
 
+use crate::commands::{detach::Detach, set::Set, status::Status};
+
 /// Limits half-open outbound TCP connections.
 ///
 /// A program that dials addresses that do not answer is held to a fixed rate;
@@ -26,13 +28,19 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Attach to interfaces, keep the queue, and tell of events until stopped
     Run(Run),
+    /// Say what is attached, its settings, and what goes on in each scope
+    Status(Status),
+    /// Change the settings of a throttle at work; says what is in force then
+    Set(Set),
+    /// Remove everything of throttle, and nothing else
+    Detach(Detach),
     /// Say what event 4226 means and what to do now
     Explain,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// Interface to attach to; may be given more than once
+    /// Interface to attach to, or a pattern ('veth*'); may be given more than once
     #[arg(short, long = "interface", value_name = "IFACE", required = true)]
     pub(crate) interfaces: Vec<String>,
 
@@ -81,6 +89,16 @@ pub(crate) struct Run {
     /// By which hook the programs are attached
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) hook: Hook,
+
+    /// Enforcement goes on when the daemon ends, however it ends; the next one
+    /// of the same name adopts it
+    #[arg(long)]
+    pub(crate) keep: bool,
+
+    /// What the throttle is called, for other commands [default: the first
+    /// interface]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
 
     /// How events are written [default: text on a terminal, else json]
     #[arg(short, long, value_enum, value_name = "FORMAT")]

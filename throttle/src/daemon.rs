@@ -13,8 +13,9 @@ use log::{debug, error, info, warn};
 use nix::libc;
 use throttle_common::{
     NANOS_PER_MILLI,
-    policy::Daemon as Heartbeat,
+    policy::{Daemon as Heartbeat, Policy},
     record::{Deferred, RecordKind, Room, Tallies},
+    scope::Scope as KernelScope,
     subject::{Subject, SubjectKind},
 };
 use tokio::{
@@ -27,17 +28,21 @@ use uuid::Uuid;
 
 use crate::{
     Error, Result, Settings,
-    attach::{Attachment, Hook},
+    attach::{self, Attachment, Hook, Place},
     clock,
     episodes::{Point, Report},
+    error::errno_of,
     event,
-    interface::{self, Interface},
+    instance::{self, Instance, Registration},
+    interface::{self, Change, Interface, Wanted},
     maps::{self, Maps},
     name::Name,
-    object::{Object, Sizes},
+    object::{Home, Object, Sizes},
     output::Output,
+    pins::{OwnBpffs, Pins},
     queue::{Live, Queue, Waiting},
     resend::PacketSocket,
+    settings::{Direction, Pacing},
     teller::Draft,
     watch::Watch,
 };
@@ -53,27 +58,59 @@ const SCOPES_LOGGED: usize = 32;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often it looks for what could not be handled.
 const CHECK: Duration = Duration::from_secs(5);
+/// When it looks for episodes that an earlier daemon left, after it began: 1 s.
+const RESUME_NS: u64 = 1_000 * NANOS_PER_MILLI;
 /// Records that are read in one go before the queue is served.
 const RECORDS_AT_ONCE: usize = 512;
 
+/// What is to be done: which throttle, where, how.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What it is called. Without a name nobody finds it.
+    pub name: Option<String>,
+    /// The interfaces.
+    pub wanted: Wanted,
+    /// What the operator chose.
+    pub settings: Settings,
+    /// By which hook the programs are attached.
+    pub hook: Hook,
+    /// Whether they stay when the daemon ends.
+    pub keep: bool,
+}
+
 /// The throttle on its interfaces.
 ///
-/// When it is dropped the programs are detached; [`stop`](Self::stop) also
-/// removes a clsact qdisc that was added for them.
+/// When it is dropped the programs are detached, unless they are to stay;
+/// [`stop`](Self::stop) also removes a clsact qdisc that was added for them.
 pub struct Throttle {
+    /// Before the object: who looks it up must not find half of it.
+    registration: Option<Registration>,
+    wanted: Wanted,
+    hook: Hook,
+    name: Option<String>,
+    place: Place,
+    /// The file system of the pins, if it is the daemon's own.
+    _own: Option<OwnBpffs>,
+    sizes: Sizes,
+    cpus: usize,
     object: Object,
     maps: Maps,
     events: AsyncFd<RingBuf<MapData>>,
     logger: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
     attachments: Vec<Attachment>,
     names: HashMap<u32, String>,
-    settings: Settings,
+    direction: Direction,
+    pacing: Pacing,
     keeper: Keeper,
     watch: Watch,
+    /// Whether episodes of an earlier daemon are still to be looked for.
+    may_resume: bool,
     /// Episodes whose beginning was lost in a flood.
     untold: HashSet<Uuid>,
+    /// Interfaces that could not be attached to, which was said.
+    failing: HashSet<u32>,
     signals: Signals,
-    vanishing: BoxStream<'static, u32>,
+    changes: BoxStream<'static, Change>,
 }
 
 /// The signals that ask it to end.
@@ -165,26 +202,66 @@ impl Keeper {
 }
 
 impl Throttle {
-    /// Loads the programs, puts the settings in force, and attaches to
-    /// `interfaces`.
+    /// Loads the programs, puts the settings in force, and attaches to the
+    /// interfaces.
+    ///
+    /// If a daemon of the same name has left its kernel side behind, that is
+    /// adopted: its counts and its queue go on, its programs are replaced where they
+    /// are.
     ///
     /// # Errors
     ///
-    /// When the caller may not, the kernel lacks something, or an interface is
-    /// gone. Nothing stays attached then.
-    pub async fn start(interfaces: &[Interface], settings: Settings, hook: Hook) -> Result<Self> {
+    /// When the caller may not, the kernel lacks something, an interface is gone, or
+    /// another throttle has it. Nothing is attached then that was not before.
+    pub async fn start(plan: Plan) -> Result<Self> {
+        let Plan {
+            name,
+            wanted,
+            settings,
+            hook,
+            keep,
+        } = plan;
         settings.check()?;
         // Before anything is attached: from then on a signal must not end it
-        // without detaching, and no interface vanish unnoticed.
-        let (signals, vanishing) = (Signals::listen()?, interface::vanishing()?);
+        // without detaching, and no interface come or go unnoticed.
+        let (signals, changes) = (Signals::listen()?, interface::changes()?);
+        let interfaces = wanted.find().await?;
+        let registration = register(name.as_deref(), keep)?;
+        let interfaces = without_taken(interfaces, &wanted, name.as_deref())?;
         let policy = settings.policy();
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| Error::failed("count CPUs", error))?;
-        let sizes = Sizes::new(&policy, cpus);
+        let wanted_sizes = Sizes::new(&policy, cpus);
+        let left = Left::find(name.as_deref(), keep, &wanted_sizes, &policy, cpus)?;
+        let (sizes, adopts) = match &left.state {
+            State::Usable(sizes) => (*sizes, true),
+            State::Nothing | State::Useless(_) => (wanted_sizes, false),
+        };
         debug!("maps take {} KiB: {sizes:?}", sizes.bytes(cpus) / 1024);
-        let mut object = Object::load(&sizes)?;
+        let (pins, own) = match (&left.pins, &registration) {
+            (Some(pins), _) => (Some(pins.clone()), None),
+            (None, Some(_)) => own_pins(),
+            (None, None) => (None, None),
+        };
+        let home = match &pins {
+            None => Home::Nowhere,
+            Some(pins) => {
+                pins.prepare()?;
+                if adopts {
+                    Home::Adopted(pins)
+                } else {
+                    Home::New(pins)
+                }
+            }
+        };
+        // If nothing was there, nothing is left by a start that fails.
+        let mut fresh = Fresh(match left.state {
+            State::Nothing => left.pins.clone(),
+            State::Usable(_) | State::Useless(_) => None,
+        });
+        let mut object = Object::load(&sizes, home)?;
         let mut maps = Maps::take(&mut object.ebpf)?;
-        maps.set_policy(&policy)?;
         maps.set_exempt(&settings.exempt)?;
+        maps.set_policy(&policy)?;
         let ring: RingBuf<MapData> = maps::take(&mut object.ebpf, "EVENTS")?;
         // SAFETY: the ring buffer keeps one descriptor, its map's, open until it
         // is dropped.
@@ -196,36 +273,177 @@ impl Throttle {
             .and_then(|logger| unsafe {
                 AsyncFd::register_with_interest(logger, Interest::READABLE).ok()
             });
-        object.watch_sockets();
+        object.watch_sockets(pins.as_ref());
         let mut throttle = Self {
+            registration,
+            wanted,
+            hook,
+            name,
+            // Until all is well, what was left stays.
+            place: Place {
+                pins,
+                keep: left.pins.is_some(),
+            },
+            _own: own,
+            sizes,
+            cpus,
             object,
             maps,
             events,
             logger,
             attachments: Vec::new(),
             names: HashMap::new(),
-            settings,
+            direction: settings.direction,
+            pacing: settings.pacing,
             keeper: Keeper::new()?,
             watch: Watch::default(),
+            may_resume: adopts,
             untold: HashSet::new(),
+            failing: HashSet::new(),
             signals,
-            vanishing,
+            changes,
         };
         // Before the first SYN can be deferred.
         throttle.beat()?;
-        for interface in interfaces {
-            if let Err(error) = throttle.attach(interface, hook).await {
-                throttle.detach().await;
-                return Err(error);
+        if let Err(error) = throttle.attach_all(&interfaces, &left, keep).await {
+            // What this one attached is detached, what was there stays: some of it
+            // may have been replaced, so all of it is left where it is.
+            for attachment in throttle.attachments.drain(..) {
+                if !attachment.took_over {
+                    attachment.detach().await;
+                }
             }
+            return Err(error);
         }
+        fresh.0 = None;
         give_back_memory();
         Ok(throttle)
     }
 
-    async fn attach(&mut self, interface: &Interface, hook: Hook) -> Result<()> {
-        let direction = self.settings.direction;
-        let attachment = Attachment::new(&mut self.object, interface, direction, hook).await?;
+    async fn attach_all(
+        &mut self,
+        interfaces: &[Interface],
+        left: &Left,
+        keep: bool,
+    ) -> Result<()> {
+        for interface in interfaces {
+            self.attach(interface).await?;
+        }
+        self.settle(left, keep).await
+    }
+
+    /// All interfaces are attached to: what was left there by an earlier daemon and
+    /// is not wanted any more goes, what is new gets its place.
+    async fn settle(&mut self, left: &Left, keep: bool) -> Result<()> {
+        if let Some(pins) = self.place.pins.clone() {
+            self.let_others_go(&pins).await?;
+            pins.settle(!matches!(left.state, State::Usable(_)))?;
+            self.object.settled(&pins);
+            if !keep && left.pins.is_some() {
+                self.move_in(&pins)?;
+            }
+        }
+        self.place.keep = keep;
+        for attachment in &mut self.attachments {
+            attachment.keep(keep);
+        }
+        match &left.state {
+            State::Nothing => {}
+            State::Usable(_) => info!("adopted from the daemon before: {}", self.adopted()),
+            State::Useless(why) => warn!(
+                "the kernel side that an earlier daemon left is replaced, and its counts and its \
+                 queue are lost: {why}"
+            ),
+        }
+        self.say()
+    }
+
+    /// Detaches from interfaces that an earlier daemon had and this one has not.
+    async fn let_others_go(&self, pins: &Pins) -> Result<()> {
+        let own = |index: u32| self.attachments.iter().any(|a| a.interface.index == index);
+        let others: HashSet<u32> = pins.devices().into_iter().map(|(index, _)| index).collect();
+        let mut there = None;
+        for index in others.into_iter().filter(|index| !own(*index)) {
+            if there.is_none() {
+                there = Some(interface::all().await?);
+            }
+            let found = there
+                .iter()
+                .flatten()
+                .find(|interface| interface.index == index);
+            if let Some(interface) = found {
+                info!(
+                    "detached from {}, which is not wanted any more",
+                    interface.name
+                );
+            }
+            attach::let_go(pins, index, found).await?;
+        }
+        Ok(())
+    }
+
+    /// What was left behind does not outlive this daemon: its pins move to where
+    /// they end with it.
+    fn move_in(&mut self, from: &Pins) -> Result<()> {
+        let (pins, own) = own_pins();
+        match &pins {
+            None => {}
+            Some(pins) => {
+                pins.prepare()?;
+                pins.copy(from)?;
+                self.object.settled(pins);
+            }
+        }
+        for attachment in &mut self.attachments {
+            attachment.moved(from, pins.as_ref());
+        }
+        from.remove()?;
+        (self.place.pins, self._own) = (pins, own);
+        Ok(())
+    }
+
+    /// Says where it is to be found.
+    fn say(&mut self) -> Result<()> {
+        let keep = self.place.keep;
+        let pins = self
+            .place
+            .pins
+            .as_ref()
+            .map(|pins| pins.folder().to_owned());
+        let Some(registration) = &mut self.registration else {
+            return Ok(());
+        };
+        registration.say(&instance::Daemon {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_ns: clock::calendar_ns(clock::monotonic_ns()),
+            keep,
+            pins,
+        })
+    }
+
+    /// What is counted and what waits, for people.
+    fn adopted(&self) -> String {
+        let now_ns = clock::monotonic_ns();
+        let (mut scopes, mut half_open, mut queued) = (0u64, 0, 0);
+        if let Ok(policy) = self.maps.policy() {
+            for (_, scope) in self.maps.scopes() {
+                scopes += 1;
+                half_open += scope
+                    .half_open
+                    .live(KernelScope::half_open_window(&policy), now_ns);
+                queued += scope
+                    .queued
+                    .live(KernelScope::queue_window(&policy), now_ns);
+            }
+        }
+        format!("{half_open} half-open and {queued} deferred attempts in {scopes} scopes")
+    }
+
+    async fn attach(&mut self, interface: &Interface) -> Result<()> {
+        let (direction, hook) = (self.direction, self.hook);
+        let attachment =
+            Attachment::new(&mut self.object, interface, direction, hook, &self.place).await?;
         self.names.insert(interface.index, interface.name.clone());
         self.attachments.push(attachment);
         Ok(())
@@ -237,6 +455,63 @@ impl Throttle {
         }
     }
 
+    /// An interface is there, new or changed.
+    async fn there(&mut self, interface: Interface) {
+        let known = self
+            .attachments
+            .iter_mut()
+            .find(|a| a.interface.index == interface.index);
+        if let Some(attachment) = known {
+            let before = std::mem::replace(&mut attachment.interface.name, interface.name);
+            let now = &attachment.interface.name;
+            if before != *now {
+                info!("interface {before} is called {now} now; it stays attached");
+                self.names.insert(interface.index, now.clone());
+            }
+            return;
+        }
+        if !self.wanted.includes(&interface.name) {
+            return;
+        }
+        let is_free = without_taken(vec![interface.clone()], &self.wanted, self.name.as_deref());
+        let result = match is_free {
+            Ok(free) if free.is_empty() => return,
+            Ok(_) => self.attach(&interface).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => {
+                self.failing.remove(&interface.index);
+                info!("interface {} has appeared: attached to it", interface.name);
+            }
+            // It may have gone again.
+            Err(error) if is_gone(&error) => debug!("{error}"),
+            Err(error) => {
+                if self.failing.insert(interface.index) {
+                    warn!("interface {} has appeared: {error}", interface.name);
+                }
+            }
+        }
+    }
+
+    /// Something was missed: compares with what there is.
+    async fn look_around(&mut self) -> Result<()> {
+        let there = interface::all().await?;
+        let gone: Vec<u32> = self
+            .attachments
+            .iter()
+            .map(|a| a.interface.index)
+            .filter(|index| !there.iter().any(|interface| interface.index == *index))
+            .collect();
+        for index in gone {
+            self.let_go(index)?;
+        }
+        for interface in there {
+            self.there(interface).await;
+        }
+        Ok(())
+    }
+
     /// The maps.
     #[must_use]
     pub const fn maps(&self) -> &Maps {
@@ -246,6 +521,14 @@ impl Throttle {
     /// What is attached, for people: `eth0 by TCX`.
     #[must_use]
     pub fn attached(&self) -> String {
+        /// Of more, only the number is said.
+        const NAMED: usize = 8;
+        if self.attachments.is_empty() {
+            return "nothing yet".into();
+        }
+        if self.attachments.len() > NAMED {
+            return format!("{} interfaces", self.attachments.len());
+        }
         let each: Vec<_> = self
             .attachments
             .iter()
@@ -292,14 +575,44 @@ impl Throttle {
                 _ = look.tick() => {
                     let reports = self.watch.look(&self.maps);
                     self.tell(reports, output);
+                    self.resume(output);
                 }
                 _ = check.tick() => unhandled = self.report_unhandled(unhandled),
-                Some(index) = self.vanishing.next() => self.let_go(index)?,
+                Some(change) = self.changes.next() => self.changed(change).await?,
             }
             self.serve();
             let reports = self.watch.begin(&self.maps, are_more);
             self.tell(reports, output);
         }
+    }
+
+    async fn changed(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::There(interface) => {
+                self.there(interface).await;
+                Ok(())
+            }
+            Change::Unreadable(name) => {
+                if self.wanted.includes(&name) {
+                    debug!("interface {name}: its frames start with neither Ethernet nor IP");
+                }
+                Ok(())
+            }
+            Change::Gone(index) => self.let_go(index),
+            Change::Missed => self.look_around().await,
+        }
+    }
+
+    /// Goes on with episodes that an earlier daemon left, once: of what the ring
+    /// buffer still told has been read by then.
+    fn resume(&mut self, output: &mut Output<Draft>) {
+        if !self.may_resume || clock::monotonic_ns() < self.keeper.heartbeat.generation + RESUME_NS
+        {
+            return;
+        }
+        self.may_resume = false;
+        let reports = self.watch.resume(&self.maps);
+        self.tell(reports, output);
     }
 
     /// Hands reports on, to be named and written. Of an episode whose beginning was
@@ -329,16 +642,11 @@ impl Throttle {
     ///
     /// # Errors
     ///
-    /// When the settings do not go together, or the kernel does not take them;
-    /// nothing has changed then.
-    pub fn change(&mut self, settings: Settings) -> Result<()> {
-        settings.check()?;
-        self.maps.set_exempt(&settings.exempt)?;
-        self.maps.set_policy(&settings.policy())?;
-        self.settings = Settings {
-            direction: self.settings.direction,
-            ..settings
-        };
+    /// When the settings do not go together, need larger tables, or the kernel does
+    /// not take them; nothing has changed then.
+    pub fn change(&mut self, settings: &Settings) -> Result<()> {
+        self.maps.change(settings, &self.sizes, self.cpus)?;
+        self.pacing = settings.pacing;
         Ok(())
     }
 
@@ -357,14 +665,14 @@ impl Throttle {
     /// Whether the daemon keeps the queue: not with a pacing that does without
     /// it, nor when its copies do not get through.
     fn keeps_queue(&mut self) -> bool {
-        if self.settings.pacing.resends() && self.keeper.queue.is_stuck() && !self.keeper.gave_up {
+        if self.pacing.resends() && self.keeper.queue.is_stuck() && !self.keeper.gave_up {
             self.keeper.gave_up = true;
             warn!(
                 "deferred SYNs that are re-sent do not reach the program on the device: something \
                  before it drops them. From now on they go out when their senders retransmit"
             );
         }
-        self.settings.pacing.resends() && !self.keeper.gave_up
+        self.pacing.resends() && !self.keeper.gave_up
     }
 
     /// When the queue or the episodes want to be looked at again.
@@ -396,6 +704,8 @@ impl Throttle {
     /// Says that the keeper is alive; with a pacing that does without it, that it
     /// only reads along.
     fn beat(&mut self) -> Result<()> {
+        // Somebody else may have changed it.
+        self.pacing = Pacing::of(&self.maps.policy()?);
         self.keeper.heartbeat.alive_until_ns = if self.keeps_queue() {
             clock::monotonic_ns() + ALIVE_NS
         } else {
@@ -406,6 +716,7 @@ impl Throttle {
 
     /// An interface has vanished, and its programs with it.
     fn let_go(&mut self, index: u32) -> Result<()> {
+        self.failing.remove(&index);
         let Some(at) = self
             .attachments
             .iter()
@@ -414,17 +725,21 @@ impl Throttle {
             return Ok(());
         };
         let gone = self.attachments.swap_remove(at);
-        let name = &gone.interface.name;
-        if self.attachments.is_empty() {
+        let name = gone.interface.name.clone();
+        gone.gone();
+        // Names of those that are told of no more.
+        let (attachments, watch) = (&self.attachments, &self.watch);
+        self.names.retain(|index, _| {
+            let scope = Subject::numbered(SubjectKind::Interface, u64::from(*index));
+            attachments.iter().any(|a| a.interface.index == *index) || watch.follows(&scope)
+        });
+        if self.attachments.is_empty() && !self.wanted.is_open() {
             return Err(Error::Refused(format!(
                 "interface {name} vanished: nothing is attached any more. Start throttle again when \
                  it is back"
             )));
         }
-        warn!(
-            "interface {name} vanished; still attached to {}",
-            self.attached()
-        );
+        warn!("interface {name} vanished; attached to {}", self.attached());
         Ok(())
     }
 
@@ -447,10 +762,22 @@ impl Throttle {
 
     /// Detaches everything, tells of episodes that end with that, and logs what
     /// there was.
+    ///
+    /// If they are to stay they are not detached, and episodes go on.
     pub async fn stop(mut self, output: &mut Output<Draft>) {
-        self.detach().await;
-        let reports = self.watch.stop(&self.maps);
-        self.tell(reports, output);
+        if self.place.keep {
+            // From now on senders take the releases.
+            self.keeper.heartbeat.alive_until_ns = 0;
+            if let Err(error) = self.maps.set_daemon(&self.keeper.heartbeat) {
+                warn!("{error}");
+            }
+            let reports = self.watch.begin(&self.maps, false);
+            self.tell(reports, output);
+        } else {
+            self.detach().await;
+            let reports = self.watch.stop(&self.maps);
+            self.tell(reports, output);
+        }
         let (mut scopes, mut sum) = (0, Tallies::default());
         for (subject, _) in self.maps.scopes() {
             let Tallies(counts) = self.maps.tallies(&subject);
@@ -471,13 +798,188 @@ impl Throttle {
         if counts.iter().any(|(_, count)| *count > 0) {
             info!("not handled: {}", list(counts));
         }
-        info!("detached");
+        if self.place.keep {
+            info!(
+                "stays attached to {}: `throttle detach` removes it, the next `throttle run` of this \
+                 name adopts it",
+                self.attached()
+            );
+        } else {
+            info!("detached");
+        }
     }
 
     fn name(&self, subject: &Subject) -> String {
         let named = event::Scope::new(subject, name_in(&self.names, subject).map(Name::new));
         format!("{} {}", named.kind, named.name)
     }
+}
+
+/// Pins that are removed when this is dropped.
+#[derive(Debug)]
+struct Fresh(Option<Pins>);
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if let Some(pins) = &self.0
+            && let Err(error) = pins.remove()
+        {
+            warn!("{error}");
+        }
+    }
+}
+
+/// What an earlier daemon left behind.
+#[derive(Debug)]
+struct Left {
+    /// Where it is, or where this one's is to be kept. None if nothing is kept.
+    pins: Option<Pins>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// There is none.
+    Nothing,
+    /// Its maps can be used: they have these sizes.
+    Usable(Sizes),
+    /// They cannot, for this reason.
+    Useless(String),
+}
+
+impl Left {
+    /// What is kept under this name. If nothing is to be kept, only if something
+    /// was.
+    fn find(
+        name: Option<&str>,
+        keep: bool,
+        wanted: &Sizes,
+        policy: &Policy,
+        cpus: usize,
+    ) -> Result<Self> {
+        let nothing = Self {
+            pins: None,
+            state: State::Nothing,
+        };
+        let pins = match name {
+            None if keep => {
+                return Err(Error::Usage(
+                    "what is kept needs a name: give --name".into(),
+                ));
+            }
+            None => return Ok(nothing),
+            Some(name) if keep => instance::kept_at(name)?,
+            Some(name) => match instance::kept_at(name) {
+                Ok(pins) if pins.exist() => pins,
+                Ok(_) | Err(_) => return Ok(nothing),
+            },
+        };
+        let state = if pins.map("POLICY").exists() || !pins.devices().is_empty() {
+            State::of(&pins, wanted, policy, cpus)
+        } else {
+            State::Nothing
+        };
+        let pins = Some(pins);
+        Ok(Self { pins, state })
+    }
+}
+
+impl State {
+    fn of(pins: &Pins, wanted: &Sizes, policy: &Policy, cpus: usize) -> Self {
+        let sizes = match Maps::open(pins).and_then(|_| Sizes::of(pins)) {
+            Ok(sizes) => sizes,
+            Err(error) => return Self::Useless(error.to_string()),
+        };
+        if !sizes.hold(policy, cpus) || sizes.ring_bytes != wanted.ring_bytes {
+            return Self::Useless("its tables are too small for these settings".into());
+        }
+        Self::Usable(sizes)
+    }
+}
+
+/// Registers the throttle. Without a way to do that it runs all the same, unless
+/// something is kept: two daemons must not have it.
+fn register(name: Option<&str>, keep: bool) -> Result<Option<Registration>> {
+    let Some(name) = name else { return Ok(None) };
+    match Registration::claim(name) {
+        Ok(registration) => Ok(Some(registration)),
+        Err(error @ Error::Refused(_)) => Err(error),
+        Err(error) if keep => Err(error),
+        Err(error) => {
+            warn!("other commands (`throttle status`) will not find this throttle: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// A place for pins that ends with this process.
+fn own_pins() -> (Option<Pins>, Option<OwnBpffs>) {
+    match OwnBpffs::make() {
+        Ok(own) => (Some(Pins::at(own.root())), Some(own)),
+        Err(error) => {
+            warn!("other commands (`throttle status`) cannot look into this throttle: {error}");
+            (None, None)
+        }
+    }
+}
+
+/// Leaves out interfaces that another throttle has. One that is wanted by name is
+/// an error.
+fn without_taken(
+    interfaces: Vec<Interface>,
+    wanted: &Wanted,
+    name: Option<&str>,
+) -> Result<Vec<Interface>> {
+    let Some(name) = name else {
+        return Ok(interfaces);
+    };
+    let others = match Instance::all() {
+        Ok(others) => others,
+        Err(error) => {
+            debug!("{error}");
+            return Ok(interfaces);
+        }
+    };
+    let mut free = Vec::new();
+    for interface in interfaces {
+        let has_it = |other: &&Instance| {
+            other.name != name
+                && other.pins.as_ref().is_some_and(|pins| {
+                    let mut devices = pins.devices().into_iter();
+                    devices.any(|(index, _)| index == interface.index)
+                })
+        };
+        let Some(other) = others.iter().find(has_it) else {
+            free.push(interface);
+            continue;
+        };
+        let what = match &other.daemon {
+            Some(daemon) => format!(
+                "throttle {} (pid {}) is attached to interface {} already: end it first, or change \
+                 it with `throttle set`",
+                other.name, daemon.pid, interface.name
+            ),
+            None => format!(
+                "throttle {} was left attached to interface {}: `throttle run --name {}` adopts it, \
+                 `throttle detach --name {}` removes it",
+                other.name, interface.name, other.name, other.name
+            ),
+        };
+        if wanted.names().contains(&interface.name) {
+            return Err(Error::Refused(what));
+        }
+        warn!("{what}");
+    }
+    Ok(free)
+}
+
+/// Whether the device that this is about is no more.
+fn is_gone(error: &Error) -> bool {
+    let Error::Failed { reason, .. } = error else {
+        return false;
+    };
+    let errno = errno_of(reason.as_ref());
+    matches!(errno, Some(libc::ENODEV | libc::ENXIO | libc::ENOENT))
 }
 
 /// Gives back what loading took: it reads the types of the whole kernel, and the

@@ -73,6 +73,8 @@ pub struct Beginning {
     pub start_ns: u64,
     /// What the kernel side told.
     pub record: LimitReached,
+    /// Whether an earlier daemon told of its beginning: it goes on.
+    pub is_resumed: bool,
 }
 
 /// At which point of an episode a report is made.
@@ -224,6 +226,7 @@ impl Episodes {
             id,
             start_ns,
             record: reached,
+            is_resumed,
         } = *beginning;
         let mut reports = Vec::new();
         if let Some(old) = self.remove(&reached.scope) {
@@ -269,7 +272,13 @@ impl Episodes {
                 },
             );
         }
-        reports.push(self.report(&ongoing, Point::Reached, reached.at_ns, state));
+        let (point, at_ns) = if is_resumed {
+            (Point::Ongoing, now_ns)
+        } else {
+            (Point::Reached, reached.at_ns)
+        };
+        ongoing.told_ns = at_ns;
+        reports.push(self.report(&ongoing, point, at_ns, state));
         if self.ongoing.len() < EPISODES_MAX {
             self.ongoing.insert(reached.scope, ongoing);
         } else {
@@ -572,6 +581,7 @@ mod tests {
             key: key(1),
         };
         Beginning {
+            is_resumed: false,
             id: id(at_ns),
             start_ns: at_ns,
             record,

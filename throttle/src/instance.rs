@@ -190,6 +190,10 @@ fn remove_if_same(path: &Path, file: &File) {
     let same = fs::metadata(path).ok().zip(file.metadata().ok());
     if same.is_some_and(|(there, here)| there.ino() == here.ino()) {
         let _ = fs::remove_file(path);
+        // The namespace's folder, if that was the last of it.
+        if let Some(folder) = path.parent() {
+            let _ = fs::remove_dir(folder);
+        }
     }
 }
 
@@ -212,20 +216,25 @@ impl Registration {
         let folder = Path::new(RUN).join(namespace()?);
         let path = folder.join(escaped(name));
         let what = || format!("register in {}", path.display());
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|error| Error::failed(what(), error))?;
         loop {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder)
+                .map_err(|error| Error::failed(what(), error))?;
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
-                .open(&path)
-                .map_err(|error| Error::failed(what(), error))?;
+                .open(&path);
+            let file = match file {
+                Ok(file) => file,
+                // Somebody who left took the folder away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::failed(what(), error)),
+            };
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => {
                     let there = fs::metadata(&path).map(|found| found.ino()).ok();

@@ -9,8 +9,12 @@
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use rtnetlink::{
     MulticastGroup,
-    packet_core::NetlinkPayload,
-    packet_route::{RouteNetlinkMessage, link::LinkLayerType, tc::TcAttribute},
+    packet_core::{NetlinkPayload, Nla as _},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        link::{LinkAttribute, LinkLayerType, LinkMessage},
+        tc::{TcAttribute, TcOption},
+    },
 };
 use throttle_common::frame::Link;
 
@@ -35,7 +39,36 @@ fn connect() -> Result<rtnetlink::Handle> {
     Ok(handle)
 }
 
+/// Why a device cannot be attached to: its frames start with neither Ethernet nor
+/// IP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable(String);
+
 impl Interface {
+    /// What a message says of a device. None if it does not say what it is called.
+    fn of(message: &LinkMessage) -> Option<Result<Self, (u32, String, Unreadable)>> {
+        let name = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            })?;
+        let index = message.header.index;
+        let link = match message.header.link_layer_type {
+            LinkLayerType::Ether | LinkLayerType::Loopback => Link::Ethernet,
+            LinkLayerType::None
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ppp
+            | LinkLayerType::Rawip => Link::Ip,
+            other => return Some(Err((index, name, Unreadable(format!("{other:?}"))))),
+        };
+        Some(Ok(Self { index, name, link }))
+    }
+
     /// The interface called `name`.
     ///
     /// # Errors
@@ -43,12 +76,7 @@ impl Interface {
     /// When there is none, or its frames start with neither Ethernet nor IP.
     pub async fn find(name: &str) -> Result<Self> {
         let what = format!("find interface {name}");
-        // IFNAMSIZ of include/uapi/linux/if.h, with its closing NUL.
-        if name.is_empty() || name.len() >= 16 || name.contains(['/', '\0']) {
-            return Err(Error::Usage(format!(
-                "{what}: this cannot be the name of an interface; `ip link` lists those there are"
-            )));
-        }
+        check_name(name)?;
         let handle = connect()?;
         let found = handle
             .link()
@@ -67,28 +95,27 @@ impl Interface {
             }
             Err(error) => return Err(Error::failed(what, error)),
         };
-        let link = match message.header.link_layer_type {
-            LinkLayerType::Ether | LinkLayerType::Loopback => Link::Ethernet,
-            LinkLayerType::None
-            | LinkLayerType::Tunnel
-            | LinkLayerType::Tunnel6
-            | LinkLayerType::Sit
-            | LinkLayerType::Ipgre
-            | LinkLayerType::Ppp
-            | LinkLayerType::Rawip => Link::Ip,
-            other => {
-                return Err(Error::Refused(format!(
-                    "{what}: its frames are of type {other:?}; throttle reads Ethernet and plain IP \
-                     only. Attach to the device above or below it"
-                )));
-            }
-        };
-        Ok(Self {
-            index: message.header.index,
-            name: name.to_owned(),
-            link,
-        })
+        match Self::of(&message) {
+            Some(Ok(interface)) => Ok(interface),
+            Some(Err((_, _, Unreadable(kind)))) => Err(Error::Refused(format!(
+                "{what}: its frames are of type {kind}; throttle reads Ethernet and plain IP only. \
+                 Attach to the device above or below it"
+            ))),
+            None => Err(unknown(&what)),
+        }
     }
+}
+
+/// Whether this can be the name of an interface.
+fn check_name(name: &str) -> Result<()> {
+    // IFNAMSIZ of include/uapi/linux/if.h, with its closing NUL.
+    if name.is_empty() || name.len() >= 16 || name.contains(['/', '\0']) {
+        return Err(Error::Usage(format!(
+            "find interface {name}: this cannot be the name of an interface; `ip link` lists those \
+             there are"
+        )));
+    }
+    Ok(())
 }
 
 fn unknown(what: &str) -> Error {
@@ -97,21 +124,164 @@ fn unknown(what: &str) -> Error {
     ))
 }
 
-/// The indices of interfaces that vanish from this network namespace, as they
-/// do.
+/// All interfaces of this network namespace that can be attached to.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub async fn all() -> Result<Vec<Interface>> {
+    let what = "list the interfaces";
+    let messages: Vec<LinkMessage> = connect()?
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|error| Error::failed(what, error))?;
+    let readable = messages.iter().filter_map(Interface::of);
+    Ok(readable.filter_map(Result::ok).collect())
+}
+
+/// What all interfaces of this network namespace are called, by index, also those
+/// that cannot be attached to.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub async fn names() -> Result<Vec<(u32, String)>> {
+    let messages: Vec<LinkMessage> = connect()?
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|error| Error::failed("list the interfaces", error))?;
+    let named = messages.iter().filter_map(Interface::of);
+    Ok(named
+        .map(|found| match found {
+            Ok(Interface { index, name, .. }) | Err((index, name, _)) => (index, name),
+        })
+        .collect())
+}
+
+/// The interfaces that an operator wants: by name, or all that fit a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    names: Vec<String>,
+    patterns: Vec<glob::Pattern>,
+}
+
+impl Wanted {
+    /// What is wanted by these words. One with `*`, `?` or `[` in it is a pattern.
+    ///
+    /// # Errors
+    ///
+    /// When a word can be neither a name nor a pattern, or there is none.
+    pub fn new(words: &[String]) -> Result<Self> {
+        let (mut names, mut patterns) = (Vec::new(), Vec::new());
+        for word in words {
+            if word.contains(['*', '?', '[']) {
+                patterns.push(glob::Pattern::new(word).map_err(|error| {
+                    Error::Usage(format!(
+                        "interface pattern {word}: {}; write for example 'veth*'",
+                        error.msg
+                    ))
+                })?);
+            } else {
+                check_name(word)?;
+                names.push(word.clone());
+            }
+        }
+        if names.is_empty() && patterns.is_empty() {
+            return Err(Error::Usage(
+                "which interface? name one with -i; `ip link` lists those there are".into(),
+            ));
+        }
+        Ok(Self { names, patterns })
+    }
+
+    /// Those that are wanted by name.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Whether some are wanted that need not be there yet.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    /// Whether an interface of this name is wanted. The loopback interface is so
+    /// only by its name.
+    #[must_use]
+    pub fn includes(&self, name: &str) -> bool {
+        self.names.iter().any(|wanted| wanted == name)
+            || name != "lo" && self.patterns.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// Those that are there: each that is wanted by name, and all that fit a
+    /// pattern.
+    ///
+    /// # Errors
+    ///
+    /// When one that is wanted by name is not there or cannot be attached to.
+    pub async fn find(&self) -> Result<Vec<Interface>> {
+        let mut found: Vec<Interface> = Vec::new();
+        for name in &self.names {
+            let interface = Interface::find(name).await?;
+            // Named twice is still attached once.
+            if !found.contains(&interface) {
+                found.push(interface);
+            }
+        }
+        if self.is_open() {
+            for interface in all().await? {
+                if self.includes(&interface.name) && !found.contains(&interface) {
+                    found.push(interface);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// What happens to the interfaces of this network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// One is there: it has appeared, or something about it has changed.
+    There(Interface),
+    /// One is there whose frames cannot be read.
+    Unreadable(String),
+    /// One has vanished: deleted, or moved elsewhere.
+    Gone(u32),
+    /// So much has happened that some of it was missed.
+    Missed,
+}
+
+/// What happens to the interfaces of this network namespace, as it does.
 ///
 /// # Errors
 ///
 /// When the kernel does not let itself be listened to.
-pub fn vanishing() -> Result<BoxStream<'static, u32>> {
+pub fn changes() -> Result<BoxStream<'static, Change>> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
-        .map_err(|error| Error::failed("listen for interfaces that vanish", error))?;
+        .map_err(|error| Error::failed("listen for interfaces that come and go", error))?;
     tokio::spawn(connection);
     Ok(Box::pin(messages.filter_map(
         async |(message, _)| match message.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
-                Some(link.header.index)
+                // A bridge tells so of a port that leaves it (AF_BRIDGE).
+                (link.header.interface_family == AddressFamily::Unspec)
+                    .then_some(Change::Gone(link.header.index))
             }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                match Interface::of(&link)? {
+                    Ok(interface) => Some(Change::There(interface)),
+                    Err((_, name, _)) => Some(Change::Unreadable(name)),
+                }
+            }
+            NetlinkPayload::Overrun(_) => Some(Change::Missed),
             _ => None,
         },
     )))
@@ -190,4 +360,107 @@ pub async fn remove_clsact(index: u32) -> Result<()> {
         .execute()
         .await
         .map_err(|error| Error::failed("remove the clsact qdisc that throttle had added", error))
+}
+
+/// A BPF filter on a clsact qdisc.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BpfFilter {
+    /// Whether it is on ingress, else on egress.
+    pub is_ingress: bool,
+    /// What it is called: with those of aya, the name of the program.
+    pub name: String,
+    /// Its priority.
+    pub priority: u16,
+    /// Its handle.
+    pub handle: u32,
+}
+
+/// The BPF filters on the clsact qdisc of this interface.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub async fn bpf_filters(index: u32) -> Result<Vec<BpfFilter>> {
+    let handle = connect()?;
+    let index = i32::try_from(index).unwrap_or(i32::MAX);
+    let mut all = Vec::new();
+    for is_ingress in [true, false] {
+        let mut filters = handle.traffic_filter(index);
+        let request = filters.get();
+        let request = if is_ingress {
+            request.ingress()
+        } else {
+            request.egress()
+        };
+        let found: Vec<_> = request
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| Error::failed("list the filters of an interface", error))?;
+        for filter in found {
+            let name = filter.attributes.iter().find_map(bpf_name);
+            if let Some(name) = name {
+                all.push(BpfFilter {
+                    is_ingress,
+                    name,
+                    // TC_H_MAJ of `tcm_info` (include/uapi/linux/pkt_sched.h).
+                    priority: u16::try_from(filter.header.info >> 16).unwrap_or(0),
+                    handle: filter.header.handle.into(),
+                });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The name of a BPF filter, if this attribute has it (`TCA_BPF_NAME` of
+/// include/uapi/linux/pkt_cls.h).
+fn bpf_name(attribute: &TcAttribute) -> Option<String> {
+    const TCA_BPF_NAME: u16 = 7;
+    let TcAttribute::Options(options) = attribute else {
+        return None;
+    };
+    options.iter().find_map(|option| {
+        let TcOption::Other(nla) = option else {
+            return None;
+        };
+        if nla.kind() != TCA_BPF_NAME {
+            return None;
+        }
+        let mut bytes = vec![0; nla.value_len()];
+        nla.emit_value(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes);
+        Some(text.trim_end_matches('\0').to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(words: &[&str]) -> Result<Wanted> {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        Wanted::new(&words)
+    }
+
+    #[test]
+    fn a_pattern_wants_all_that_fit_and_the_loopback_only_by_name() {
+        let wanted_ = wanted(&["eth0", "veth*", "cali[0-9a-f]?"]).unwrap();
+        for name in ["eth0", "veth", "veth12ab", "calif1"] {
+            assert!(wanted_.includes(name), "{name}");
+        }
+        for name in ["eth1", "xveth", "calig1", "lo"] {
+            assert!(!wanted_.includes(name), "{name}");
+        }
+        assert!(wanted_.is_open());
+        assert!(!wanted(&["*"]).unwrap().includes("lo"));
+        assert!(wanted(&["lo"]).unwrap().includes("lo"));
+    }
+
+    #[test]
+    fn what_is_neither_a_name_nor_a_pattern_is_refused() {
+        for words in [&[][..], &[""], &["a/b"], &["sixteencharacters"], &["veth["]] {
+            assert!(matches!(wanted(words), Err(Error::Usage(_))), "{words:?}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ pub mod attach;
 pub mod attempts;
 pub mod clock;
 pub mod daemon;
+pub mod detach;
 pub mod encode;
 pub mod episodes;
 pub mod error;

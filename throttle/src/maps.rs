@@ -19,7 +19,7 @@ use throttle_common::{
     subject::Subject,
 };
 
-use crate::{Error, Result, exempt::Exempt, pins::Pins};
+use crate::{Error, Result, Settings, exempt::Exempt, object::Sizes, pins::Pins};
 
 /// Lets a type of the kernel side stand in a map.
 #[repr(transparent)]
@@ -198,6 +198,32 @@ impl Maps {
         self.policy
             .set(ONLY, Plain(*policy), 0)
             .map_err(|error| Error::failed("put the settings in force", error))
+    }
+
+    /// Puts other settings in force, live, in tables of `sizes` on a machine of
+    /// `cpus` possible CPUs.
+    ///
+    /// # Errors
+    ///
+    /// When the settings do not go together, need larger tables, or the kernel does
+    /// not take them; nothing has changed then.
+    pub fn change(&mut self, settings: &Settings, sizes: &Sizes, cpus: usize) -> Result<()> {
+        settings.check()?;
+        let policy = settings.policy();
+        if !sizes.hold(&policy, cpus) {
+            return Err(Error::Refused(format!(
+                "these settings need larger tables than there are ({} attempts): start throttle anew \
+                 with them, or choose a lower limit or rate, or shorter times",
+                sizes.flows
+            )));
+        }
+        let before = (self.exempt(), self.policy()?);
+        self.set_exempt(&settings.exempt)
+            .and_then(|()| self.set_policy(&policy))
+            .inspect_err(|_| {
+                let _ = self.set_exempt(&before.0);
+                let _ = self.set_policy(&before.1);
+            })
     }
 
     /// The settings in force.

@@ -1,11 +1,17 @@
 //! The eBPF programs and maps, loaded into the kernel.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, MapType, ProgramArray},
-    programs::{BtfTracePoint, ProgramType, SchedClassifier},
+    programs::{
+        BtfTracePoint, ProgramType, SchedClassifier,
+        links::{FdLink, PinnedLink},
+    },
     sys::{is_map_supported, is_program_supported},
 };
 use log::{debug, warn};
@@ -18,7 +24,12 @@ use throttle_common::{
     subject::{LineKey, Subject},
 };
 
-use crate::{Error, Result, exempt::EXEMPT_MAX, layout, maps};
+use crate::{
+    Error, Result,
+    exempt::EXEMPT_MAX,
+    layout, maps,
+    pins::{self, Pins},
+};
 
 /// The initial pid namespace, as /proc names it (`PROC_PID_INIT_INO` of
 /// include/linux/proc_ns.h).
@@ -66,7 +77,8 @@ impl Sizes {
         let counted = policy.limit + policy.attempt_timeout_ns / policy.interval_ns.max(1);
         let in_all = counted + policy.queue_capacity;
         let in_each = counted + policy.line_capacity;
-        let flows = (2 * in_all).max(in_each * cpus).max(1 << 14);
+        // With room for settings that change while it runs.
+        let flows = (2 * in_all).max(in_each * cpus).max(1 << 15);
         let entries = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Self {
             flows: entries(flows),
@@ -80,6 +92,43 @@ impl Sizes {
             tallies: entries(((1 << 14) / cpus).clamp(1 << 8, 1 << 10)),
             ring_bytes: 1 << 20,
         }
+    }
+
+    /// The sizes of maps that are there already, as they are.
+    ///
+    /// # Errors
+    ///
+    /// When one is not there, or cannot be opened.
+    pub fn of(pins: &Pins) -> Result<Self> {
+        let entries = |name: &str| {
+            let path = pins.map(name);
+            MapData::from_pin(&path)
+                .and_then(|map| Ok(map.info()?.max_entries()))
+                .map_err(|error| Error::failed(format!("open map {}", path.display()), error))
+        };
+        // All of them are to be there.
+        for name in pins::MAPS {
+            entries(name)?;
+        }
+        Ok(Self {
+            flows: entries("FLOWS")?,
+            sockets: entries("SOCKETS")?,
+            scopes: entries("SCOPES")?,
+            lines: entries("LINES")?,
+            tallies: entries("TALLIES")?,
+            ring_bytes: entries("EVENTS")?,
+            uncounted: entries("UNCOUNTED")?,
+            endpoints: entries("ENDPOINTS")?,
+        })
+    }
+
+    /// Whether there is room for all that these settings let wait or count.
+    #[must_use]
+    pub fn hold(&self, policy: &Policy, cpus: usize) -> bool {
+        let counted = policy.limit + policy.attempt_timeout_ns / policy.interval_ns.max(1);
+        let in_all = counted + policy.queue_capacity;
+        let in_each = (counted + policy.line_capacity).saturating_mul(cpus as u64);
+        u64::from(self.flows) >= in_all.max(in_each) && u64::from(self.sockets) >= in_all
     }
 
     /// Memory that the maps take, in bytes: what the kernel allocates for an
@@ -117,7 +166,35 @@ pub struct Object {
     /// empties itself when its last user goes (`bpf_fd_array_map_clear` in
     /// kernel/bpf/arraymap.c).
     next_step: ProgramArray<MapData>,
+    /// Where programs are pinned when they have been loaded.
+    programs: Option<PathBuf>,
+    /// The tracepoint, if its link is pinned.
+    tracepoint: Option<PinnedLink>,
 }
+
+/// Where the maps of an object come from, and where they are found later.
+#[derive(Debug, Clone, Copy)]
+pub enum Home<'a> {
+    /// They are new, and nobody else finds them.
+    Nowhere,
+    /// They are new, and pinned, to take the place of those that are there when
+    /// the pins [`settle`](Pins::settle).
+    New(&'a Pins),
+    /// They are those that are pinned there. The programs are new.
+    Adopted(&'a Pins),
+}
+
+impl<'a> Home<'a> {
+    const fn pins(self) -> Option<&'a Pins> {
+        match self {
+            Self::Nowhere => None,
+            Self::New(pins) | Self::Adopted(pins) => Some(pins),
+        }
+    }
+}
+
+/// The name of the table by which the programs find each other.
+const NEXT_STEP: &str = "NEXT_STEP";
 
 impl Object {
     /// Loads the maps, and the programs that all devices share.
@@ -125,7 +202,7 @@ impl Object {
     /// # Errors
     ///
     /// When the caller may not, or the kernel lacks something.
-    pub fn load(sizes: &Sizes) -> Result<Self> {
+    pub fn load(sizes: &Sizes, home: Home<'_>) -> Result<Self> {
         let what = "load the eBPF programs";
         let remedy = "throttle needs Linux 5.12 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT \
                       and CONFIG_SOCK_CGROUP_DATA";
@@ -139,7 +216,15 @@ impl Object {
             }
             layout::Task::default()
         });
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = home.pins() {
+            // One that is pinned is taken as it is, others are made and pinned.
+            let maps = pins.maps(matches!(home, Home::New(_)));
+            for name in pins::MAPS {
+                loader.map_pin_path(name, maps.join(name));
+            }
+        }
+        let mut ebpf = loader
             .override_global("TASK_GROUP_LEADER", &task.group_leader, true)
             .override_global("TASK_START_BOOTTIME", &task.start_boottime, true)
             .override_global("TASK_COMM", &task.comm, true)
@@ -159,8 +244,21 @@ impl Object {
                 Err(reason) => reason,
                 Ok(()) => Error::needs(what, error, "map of a type that throttle uses", remedy),
             })?;
-        let next_step = maps::take(&mut ebpf, "NEXT_STEP")?;
-        let mut object = Self { ebpf, next_step };
+        let programs = home.pins().map(|pins| pins.programs(true));
+        if let Some(programs) = &programs
+            && let Some(table) = ebpf.map(NEXT_STEP)
+        {
+            table
+                .pin(programs.join(NEXT_STEP))
+                .map_err(|error| Error::failed(what, error))?;
+        }
+        let next_step = maps::take(&mut ebpf, NEXT_STEP)?;
+        let mut object = Self {
+            ebpf,
+            next_step,
+            programs,
+            tracepoint: None,
+        };
         for (index, name) in (0..).zip(STEP_PROGRAMS) {
             let program = object.classifier(name)?;
             let fd = program.fd().map_err(|error| Error::failed(what, error))?;
@@ -197,15 +295,28 @@ impl Object {
                     "throttle needs Linux 5.12 or later",
                 )
             })?;
+            if let Some(programs) = &self.programs {
+                program
+                    .pin(programs.join(name))
+                    .map_err(|error| Error::failed(format!("pin program {name}"), error))?;
+            }
         }
         Ok(program)
+    }
+
+    /// What was pinned to take somebody's place has taken it.
+    pub fn settled(&mut self, pins: &Pins) {
+        self.programs = Some(pins.programs(false));
     }
 
     /// Has the kernel tell who connects a socket, and of sockets that end their
     /// attempt without a packet. Without it (no BTF) nobody is named, and such
     /// attempts count until they time out; says so once and carries on.
-    pub fn watch_sockets(&mut self) {
-        if let Err(error) = self.try_watch_sockets() {
+    ///
+    /// With `pins` the link is pinned there, to take the place of the one there is:
+    /// for a moment both tell, which changes nothing.
+    pub fn watch_sockets(&mut self, pins: Option<&Pins>) {
+        if let Err(error) = self.try_watch_sockets(pins) {
             return warn!(
                 "programs are not named, and attempts that a program gives up keep their place until \
                  they time out: the kernel does not tell of sockets ({error}); it needs \
@@ -221,7 +332,7 @@ impl Object {
         }
     }
 
-    fn try_watch_sockets(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+    fn try_watch_sockets(&mut self, pins: Option<&Pins>) -> Result<(), Box<dyn std::error::Error>> {
         let btf = Btf::from_sys_fs()?;
         let program: &mut BtfTracePoint = self
             .ebpf
@@ -229,7 +340,13 @@ impl Object {
             .ok_or("the object does not have it")?
             .try_into()?;
         program.load("inet_sock_set_state", &btf)?;
-        program.attach()?;
+        let id = program.attach()?;
+        if let Some(pins) = pins {
+            let link: FdLink = program.take_link(id)?.into();
+            let path = pins.tracepoint(true);
+            pins::remove_file(&path)?;
+            self.tracepoint = Some(link.pin(path)?);
+        }
         Ok(())
     }
 }
@@ -281,6 +398,20 @@ mod tests {
         // Beyond, it is a fraction of a mebibyte for each CPU.
         let bytes = Sizes::new(&Policy::default(), 256).bytes(256);
         assert!(bytes <= 110 << 20, "{bytes} bytes");
+    }
+
+    #[test]
+    fn the_tables_hold_what_they_were_made_for_and_no_more_than_fits() {
+        let policy = Policy::default();
+        for cpus in [1, 2, 64] {
+            let sizes = Sizes::new(&policy, cpus);
+            assert!(sizes.hold(&policy, cpus));
+            // A limit ten times as high needs no restart.
+            let limit = 10 * policy.limit;
+            assert!(sizes.hold(&Policy { limit, ..policy }, cpus));
+            let limit = 1_000_000;
+            assert!(!sizes.hold(&Policy { limit, ..policy }, cpus));
+        }
     }
 
     #[test]

@@ -9,10 +9,14 @@
 use std::{
     ffi::CString,
     fs, io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::{Path, PathBuf},
 };
 
+use aya::programs::{TcAttachType, tc::TcHandle};
 use nix::{libc, sys::statfs};
 
 use crate::{Error, Result};
@@ -36,10 +40,88 @@ pub const MAPS: [&str; 12] = [
     "EVENTS",
 ];
 
-/// The folder of one throttle.
+/// The folder of one throttle:
+///
+/// | folder | holds |
+/// |---|---|
+/// | `maps` | the [`MAPS`] |
+/// | `programs` | the programs, and the table by which they find each other |
+/// | `links` | TCX links: `INDEX-egress`, `INDEX-ingress`; and that of the tracepoint |
+/// | `filters` | for each filter on a clsact qdisc its program; the name is a [`Filter`] |
+///
+/// What is about to take the place of `maps` and `programs` is in `maps-new` and
+/// `programs-new`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins {
     folder: PathBuf,
+}
+
+/// The link of the tracepoint, in `links`.
+pub const TRACEPOINT: &str = "socket_state";
+
+/// How the folders begin of programs that a start left that was cut short.
+const STALE: &str = "programs-stale";
+
+/// A filter on a clsact qdisc: what it takes to find it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filter {
+    /// The index of the device.
+    pub index: u32,
+    /// The direction.
+    pub at: TcAttachType,
+    /// Its priority.
+    pub priority: u16,
+    /// Its handle.
+    pub handle: TcHandle,
+    /// Whether the qdisc was added for it.
+    pub added_qdisc: bool,
+}
+
+impl Filter {
+    /// As the name of a file.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        format!(
+            "{}-{}-{}-{}-{}",
+            self.index,
+            direction(self.at),
+            self.priority,
+            u32::from(self.handle),
+            if self.added_qdisc { "added" } else { "found" },
+        )
+    }
+
+    /// What a file's name says. None if it says nothing.
+    #[must_use]
+    pub fn of_file_name(name: &str) -> Option<Self> {
+        let mut parts = name.split('-');
+        let mut next = || parts.next();
+        let found = Self {
+            index: next()?.parse().ok()?,
+            at: match next()? {
+                "egress" => TcAttachType::Egress,
+                "ingress" => TcAttachType::Ingress,
+                _ => return None,
+            },
+            priority: next()?.parse().ok()?,
+            handle: next()?.parse::<u32>().ok()?.into(),
+            added_qdisc: match next()? {
+                "added" => true,
+                "found" => false,
+                _ => return None,
+            },
+        };
+        next().is_none().then_some(found)
+    }
+}
+
+/// The name of a direction.
+const fn direction(at: TcAttachType) -> &'static str {
+    match at {
+        TcAttachType::Egress => "egress",
+        TcAttachType::Ingress => "ingress",
+        TcAttachType::Custom(_) => "custom",
+    }
 }
 
 impl Pins {
@@ -59,6 +141,263 @@ impl Pins {
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
         self.folder.join("maps").join(name)
+    }
+
+    /// The folder of the maps, or of those that are about to take their place.
+    #[must_use]
+    pub fn maps(&self, is_new: bool) -> PathBuf {
+        self.folder.join(if is_new { "maps-new" } else { "maps" })
+    }
+
+    /// As [`maps`](Self::maps), of the programs.
+    #[must_use]
+    pub fn programs(&self, is_new: bool) -> PathBuf {
+        let name = if is_new { "programs-new" } else { "programs" };
+        self.folder.join(name)
+    }
+
+    /// The TCX link on the device `index` in this direction.
+    #[must_use]
+    pub fn link(&self, index: u32, at: TcAttachType) -> PathBuf {
+        self.folder
+            .join("links")
+            .join(format!("{index}-{}", direction(at)))
+    }
+
+    /// The link of the tracepoint, or the one that is about to take its place.
+    #[must_use]
+    pub fn tracepoint(&self, is_new: bool) -> PathBuf {
+        let name = if is_new {
+            format!("{TRACEPOINT}-new")
+        } else {
+            TRACEPOINT.to_owned()
+        };
+        self.folder.join("links").join(name)
+    }
+
+    /// The program of a filter.
+    #[must_use]
+    pub fn filter(&self, filter: &Filter) -> PathBuf {
+        self.folder.join("filters").join(filter.file_name())
+    }
+
+    /// The filters that there are.
+    #[must_use]
+    pub fn filters(&self) -> Vec<Filter> {
+        let names = names_in(&self.folder.join("filters"));
+        names
+            .iter()
+            .filter_map(|name| Filter::of_file_name(name))
+            .collect()
+    }
+
+    /// The devices and directions that there are TCX links for.
+    #[must_use]
+    pub fn links(&self) -> Vec<(u32, TcAttachType)> {
+        let names = names_in(&self.folder.join("links"));
+        let of = |name: &String| {
+            let (index, at) = name.split_once('-')?;
+            let at = match at {
+                "egress" => TcAttachType::Egress,
+                "ingress" => TcAttachType::Ingress,
+                _ => return None,
+            };
+            Some((index.parse().ok()?, at))
+        };
+        names.iter().filter_map(of).collect()
+    }
+
+    /// The devices that the throttle is attached to, by index, and by what.
+    #[must_use]
+    pub fn devices(&self) -> Vec<(u32, &'static str)> {
+        let links = self.links().into_iter().map(|(index, _)| (index, "TCX"));
+        let filters = self.filters().into_iter();
+        let mut all: Vec<_> = links
+            .chain(filters.map(|filter| (filter.index, "clsact")))
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Whether anything is there.
+    #[must_use]
+    pub fn exist(&self) -> bool {
+        self.folder.is_dir()
+    }
+
+    /// Makes the folders, empty ones for what is new.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not.
+    pub fn prepare(&self) -> Result<()> {
+        let failed = |error| Error::failed(format!("make {}", self.folder.display()), error);
+        remove_folder(&self.maps(true)).map_err(failed)?;
+        // A start that was cut short may have left programs in use there.
+        if self.programs(true).exists() {
+            let aside = format!("{STALE}-{}", crate::clock::monotonic_ns());
+            fs::rename(self.programs(true), self.folder.join(aside)).map_err(failed)?;
+        }
+        for is_new in [false, true] {
+            make_folder(&self.maps(is_new)).map_err(failed)?;
+            make_folder(&self.programs(is_new)).map_err(failed)?;
+        }
+        for name in ["links", "filters"] {
+            make_folder(&self.folder.join(name)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Puts what is new in the place of what was there.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not.
+    pub fn settle(&self, has_new_maps: bool) -> Result<()> {
+        let failed = |error| Error::failed(format!("change {}", self.folder.display()), error);
+        let mut pairs = vec![(self.programs(true), self.programs(false))];
+        if has_new_maps {
+            pairs.push((self.maps(true), self.maps(false)));
+        } else {
+            remove_folder(&self.maps(true)).map_err(failed)?;
+        }
+        for (new, old) in pairs {
+            let out = old.with_file_name("old");
+            remove_folder(&out).map_err(failed)?;
+            fs::rename(&old, &out).map_err(failed)?;
+            fs::rename(&new, &old).map_err(failed)?;
+            remove_folder(&out).map_err(failed)?;
+        }
+        for name in names_in(&self.folder) {
+            if name.starts_with(STALE) {
+                remove_folder(&self.folder.join(name)).map_err(failed)?;
+            }
+        }
+        if self.tracepoint(true).exists() {
+            fs::rename(self.tracepoint(true), self.tracepoint(false)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Pins here what is pinned at `from`.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not.
+    pub fn copy(&self, from: &Self) -> Result<()> {
+        for folder in ["maps", "programs", "links", "filters"] {
+            let (source, target) = (from.folder.join(folder), self.folder.join(folder));
+            for name in names_in(&source) {
+                let path = source.join(&name);
+                copy(&path, &target.join(name)).map_err(|error| {
+                    Error::failed(format!("move the pin {}", path.display()), error)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything that is there. Links detach with that; filters stay,
+    /// and are for the caller to remove before.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not.
+    pub fn remove(&self) -> Result<()> {
+        remove_folder(&self.folder)
+            .map_err(|error| Error::failed(format!("remove {}", self.folder.display()), error))?;
+        // The folders above, if this was the last one.
+        for above in self.folder.ancestors().skip(1).take(2) {
+            if above
+                .file_name()
+                .is_none_or(|name| name != FOLDER && !name.as_encoded_bytes().starts_with(b"net-"))
+                || fs::remove_dir(above).is_err()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+/// Pins at `to` what is pinned at `from`, whatever it is.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let object = bpf_object(OBJ_GET, from, 0)?;
+    // SAFETY: a descriptor that nobody else has.
+    let object = unsafe { OwnedFd::from_raw_fd(object) };
+    bpf_object(OBJ_PIN, to, object.as_raw_fd().cast_unsigned())?;
+    Ok(())
+}
+
+/// `BPF_OBJ_PIN` and `BPF_OBJ_GET` of include/uapi/linux/bpf.h.
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+
+/// One of the two calls about what is pinned at `path`.
+fn bpf_object(call: libc::c_int, path: &Path, fd: u32) -> io::Result<i32> {
+    /// The part of `union bpf_attr` that these calls read.
+    #[repr(C)]
+    struct Arguments {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let arguments = Arguments {
+        path: path.as_ptr() as u64,
+        fd,
+        flags: 0,
+    };
+    // SAFETY: both pointers are valid for the call, the length is that of the
+    // arguments.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            call,
+            &raw const arguments,
+            size_of::<Arguments>(),
+        )
+    };
+    match i32::try_from(returned) {
+        Ok(returned @ 0..) => Ok(returned),
+        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+}
+
+/// Removes a folder and all that is in it, if it is there.
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+///
+/// When the caller may not.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::failed(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -158,5 +497,65 @@ unsafe fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
         // SAFETY: as promised by the caller.
         Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_survives_as_a_file_name() {
+        for at in [TcAttachType::Egress, TcAttachType::Ingress] {
+            for added_qdisc in [false, true] {
+                let filter = Filter {
+                    index: 17,
+                    at,
+                    priority: 49_152,
+                    handle: TcHandle::new(0x8000, 1),
+                    added_qdisc,
+                };
+                let name = filter.file_name();
+                assert!(!name.contains('.'), "{name}");
+                assert_eq!(Filter::of_file_name(&name), Some(filter));
+            }
+        }
+        for name in [
+            "",
+            "1",
+            "1-egress-2",
+            "1-egress-2-3-added-4",
+            "x-egress-2-3-added",
+        ] {
+            assert_eq!(Filter::of_file_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_new_takes_the_place_of_what_was_there() {
+        let root = std::env::temp_dir().join(format!("throttle-pins-{}", std::process::id()));
+        let pins = Pins::at(root.join(FOLDER).join("net-1").join("eth0"));
+        pins.prepare().unwrap();
+        fs::write(pins.map("OLD"), "").unwrap();
+        fs::write(pins.maps(true).join("NEW"), "").unwrap();
+        fs::write(pins.programs(true).join("syn"), "").unwrap();
+        fs::write(pins.link(3, TcAttachType::Egress), "").unwrap();
+        fs::write(pins.tracepoint(false), "").unwrap();
+        pins.settle(true).unwrap();
+        assert!(pins.map("NEW").exists() && !pins.map("OLD").exists());
+        assert!(pins.programs(false).join("syn").exists() && !pins.programs(true).exists());
+        assert_eq!(pins.devices(), [(3, "TCX")]);
+        // Again, with the maps that there are.
+        pins.prepare().unwrap();
+        assert!(pins.map("NEW").exists());
+        pins.settle(false).unwrap();
+        assert!(pins.map("NEW").exists() && !pins.maps(true).exists());
+        pins.remove().unwrap();
+        assert!(
+            !root.join(FOLDER).exists(),
+            "the folders above go with the last"
+        );
+        assert!(root.exists(), "and no other");
+        fs::remove_dir(&root).unwrap();
     }
 }

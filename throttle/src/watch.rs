@@ -7,7 +7,7 @@ use throttle_common::{
     flow::{FlowKey, Phase},
     policy::Policy,
     process::Process,
-    record::{Deferred, LimitReached},
+    record::{Deferred, LimitReached, RecordKind},
     scope::Scope,
     subject::Subject,
 };
@@ -65,6 +65,7 @@ impl Watch {
             id: event::new_id(start_ns),
             start_ns,
             record,
+            is_resumed: false,
         });
         if self.begun.len() >= BEGUN_MAX {
             self.next_look_ns = 0;
@@ -199,6 +200,59 @@ impl Watch {
             reports.extend(self.episodes.begin(&beginning, now_ns, state, there));
         }
         reports
+    }
+
+    /// Goes on with the episodes that began before this daemon, of which nothing has
+    /// been told to it.
+    pub fn resume(&mut self, maps: &Maps) -> Vec<Report> {
+        let (now_ns, Ok(policy)) = (clock::monotonic_ns(), maps.policy()) else {
+            return Vec::new();
+        };
+        let mut left: HashMap<Subject, Scope> = maps
+            .scopes()
+            .filter(|(subject, scope)| {
+                scope.episode_ns() != 0
+                    && !scope.has_recovered(&policy, now_ns)
+                    && !self.follows(subject)
+                    && !self.meanwhile.contains_key(subject)
+            })
+            .collect();
+        if left.is_empty() {
+            return Vec::new();
+        }
+        // Any attempt that waits may stand for the one that met the limit.
+        for (key, flow) in maps.counted().take(LOOK_MAX) {
+            if flow.phase() != Phase::Deferred {
+                continue;
+            }
+            let Some(scope) = left.remove(&flow.scope) else {
+                continue;
+            };
+            let start_ns = clock::calendar_ns(scope.episode_ns());
+            self.meanwhile.entry(flow.scope).or_default();
+            self.begun.push(Beginning {
+                id: event::new_id(start_ns),
+                start_ns,
+                is_resumed: true,
+                record: LimitReached {
+                    kind: RecordKind::LimitReached as u32,
+                    ifindex: flow.ifindex,
+                    at_ns: scope.episode_ns(),
+                    scope: flow.scope,
+                    owner: flow.owner,
+                    process: maps.process_of(flow.cookie).unwrap_or_default(),
+                    half_open: scope
+                        .half_open
+                        .live(Scope::half_open_window(&policy), now_ns),
+                    queued: scope.queued.live(Scope::queue_window(&policy), now_ns),
+                    limit: policy.limit,
+                    interval_ns: policy.interval_ns,
+                    mode: policy.mode,
+                    key,
+                },
+            });
+        }
+        self.begin(maps, false)
     }
 
     /// Looks at the episodes that go on.

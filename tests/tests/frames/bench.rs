@@ -10,7 +10,7 @@ use aya::{
 use std::cell::RefCell;
 use throttle::{
     maps::{self, Maps},
-    object::{Object, Sizes},
+    object::{Home, Object, Sizes},
 };
 use throttle_common::{
     flow::Endpoint,
@@ -109,7 +109,7 @@ impl Bench {
     /// The programs, with these settings in force and no daemon.
     pub(crate) fn new(policy: &Policy) -> Self {
         let cpus = aya::util::nr_cpus().unwrap();
-        let mut object = Object::load(&Sizes::new(policy, cpus)).unwrap();
+        let mut object = Object::load(&Sizes::new(policy, cpus), Home::Nowhere).unwrap();
         let mut maps = Maps::take(&mut object.ebpf).unwrap();
         maps.set_policy(policy).unwrap();
         for entry in Entry::ALL {

@@ -4,9 +4,9 @@ use std::io::{IsTerminal as _, stdout};
 
 use anyhow::{Context as _, Result};
 use throttle::{
-    daemon::Throttle,
+    daemon::{Plan, Throttle},
     encode::{Format, Host},
-    interface::Interface,
+    interface::Wanted,
     output::Output,
     owners::Names,
     teller::Teller,
@@ -23,14 +23,13 @@ pub(crate) fn run(run: &Run) -> Result<()> {
 }
 
 async fn attached(run: &Run) -> Result<()> {
-    let mut interfaces: Vec<Interface> = Vec::new();
-    for name in &run.interfaces {
-        let interface = Interface::find(name).await?;
-        // Named twice is still attached once.
-        if !interfaces.contains(&interface) {
-            interfaces.push(interface);
-        }
-    }
+    let plan = Plan {
+        name: run.name.clone().or_else(|| run.interfaces.first().cloned()),
+        wanted: Wanted::new(&run.interfaces)?,
+        settings: run.settings(),
+        hook: run.hook,
+        keep: run.keep,
+    };
     let format = run.output.unwrap_or_else(|| {
         if stdout().is_terminal() {
             Format::Text
@@ -44,7 +43,7 @@ async fn attached(run: &Run) -> Result<()> {
     };
     let mut teller = Teller::new(Names::new(run.with_args), run.with_destinations);
     let mut output = Output::stdout(format, host, move |draft| teller.tell(draft));
-    let mut throttle = Throttle::start(&interfaces, run.settings(), run.hook).await?;
+    let mut throttle = Throttle::start(plan).await?;
     let result = throttle.run(&mut output).await;
     throttle.stop(&mut output).await;
     output.finish();

@@ -1,0 +1,424 @@
+//! `throttle status`
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use serde::Serialize;
+use throttle::{
+    Settings, clock, event,
+    exempt::Exempt,
+    instance::{Daemon, Instance},
+    interface,
+    maps::Maps,
+    name::Name,
+    owners::Names,
+    settings::{Direction, Mode, Pacing, Scope},
+};
+use throttle_common::{
+    policy::Policy,
+    process::Process,
+    scope::Scope as State,
+    subject::{Subject, SubjectKind},
+};
+
+use super::{Shown, chosen_or_none, print, runtime, shown};
+
+/// What `throttle status` is told.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Status {
+    /// The throttle to look at [default: all of this network namespace]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// How it is written [default: text on a terminal, else json]
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    output: Option<Shown>,
+}
+
+/// The state of all throttles.
+#[derive(Debug, Serialize)]
+struct Report {
+    throttles: Vec<Throttle>,
+}
+
+/// The state of one.
+#[derive(Debug, Serialize)]
+struct Throttle {
+    name: String,
+    /// None if it goes on without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    daemon: Option<DaemonState>,
+    /// Why no more can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    interfaces: Vec<Attached>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settings: Option<InForce>,
+    scopes: Vec<ScopeState>,
+    /// What could not be handled the usual way, and what came of it.
+    not_handled: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Debug, Serialize)]
+struct DaemonState {
+    pid: u32,
+    version: String,
+    /// RFC 3339.
+    started: String,
+    keep: bool,
+    /// Whether it has said so within the last second; if not, senders take the
+    /// releases.
+    is_responding: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Attached {
+    index: u32,
+    name: String,
+    hook: &'static str,
+}
+
+/// Settings in force, as the command line has them.
+#[derive(Debug, Serialize)]
+pub(super) struct InForce {
+    limit: u64,
+    rate: String,
+    scope: &'static str,
+    mode: &'static str,
+    pacing: &'static str,
+    attempt_timeout: String,
+    max_delay: String,
+    known_for: String,
+    exempt: Vec<String>,
+}
+
+impl InForce {
+    pub(super) fn of(settings: &Settings) -> Self {
+        let time = |time| humantime::format_duration(time).to_string();
+        Self {
+            limit: settings.limit,
+            rate: settings.rate.to_string(),
+            scope: match settings.scope {
+                Scope::Interface => "interface",
+                Scope::Cgroup => "cgroup",
+                Scope::User => "user",
+                Scope::Process => "process",
+                Scope::Source => "source",
+            },
+            mode: match settings.mode {
+                Mode::Enforce => "enforce",
+                Mode::Monitor => "monitor",
+            },
+            pacing: match settings.pacing {
+                Pacing::Auto => "auto",
+                Pacing::Resend => "resend",
+                Pacing::Retransmit => "retransmit",
+            },
+            attempt_timeout: time(settings.attempt_timeout),
+            max_delay: time(settings.max_delay),
+            known_for: time(settings.known_for),
+            exempt: settings.exempt.iter().map(Exempt::to_string).collect(),
+        }
+    }
+}
+
+/// Settings in a line, for people.
+pub(super) fn settings_text(settings: &Settings) -> String {
+    let of = InForce::of(settings);
+    let mut text = format!(
+        "{}, limit {}, rate {}, by {}, attempt-timeout {}, max-delay {}, known-for {}, pacing {}",
+        of.mode,
+        of.limit,
+        of.rate,
+        of.scope,
+        of.attempt_timeout,
+        of.max_delay,
+        of.known_for,
+        of.pacing
+    );
+    if !of.exempt.is_empty() {
+        text += &format!(", exempt {}", of.exempt.join(" "));
+    }
+    text
+}
+
+#[derive(Debug, Serialize)]
+struct ScopeState {
+    kind: &'static str,
+    id: String,
+    name: String,
+    half_open: u64,
+    queued: u64,
+    /// Whether an episode goes on: the limit was reached, and it has not recovered.
+    is_limited: bool,
+    /// What happened in it so far.
+    tallies: serde_json::Map<String, serde_json::Value>,
+}
+
+pub(crate) fn status(status: &Status) -> Result<()> {
+    let instances = chosen_or_none(status.name.as_deref())?;
+    let interfaces: HashMap<u32, String> = runtime()?
+        .block_on(interface::names())?
+        .into_iter()
+        .collect();
+    let mut names = Names::new(false);
+    let throttles = instances.iter();
+    let report = Report {
+        throttles: throttles
+            .map(|instance| look(instance, &interfaces, &mut names))
+            .collect(),
+    };
+    let text = match Shown::or_default(status.output) {
+        Shown::Text => text(&report),
+        Shown::Json => format!("{}\n", serde_json::to_string(&report)?),
+    };
+    print(&text)
+}
+
+fn look(instance: &Instance, interfaces: &HashMap<u32, String>, names: &mut Names) -> Throttle {
+    let mut found = Throttle {
+        name: instance.name.clone(),
+        daemon: None,
+        error: None,
+        interfaces: Vec::new(),
+        settings: None,
+        scopes: Vec::new(),
+        not_handled: serde_json::Map::new(),
+    };
+    if let Some(pins) = &instance.pins {
+        let devices = pins.devices().into_iter();
+        let named = |index: &u32| {
+            let name = interfaces.get(index);
+            name.map_or_else(|| format!("({index}, gone)"), |name| shown(name))
+        };
+        found.interfaces = devices
+            .map(|(index, hook)| Attached {
+                index,
+                name: named(&index),
+                hook,
+            })
+            .collect();
+    }
+    let (maps, policy) = match instance.maps().and_then(|maps| {
+        let policy = maps.policy()?;
+        Ok((maps, policy))
+    }) {
+        Ok(found) => found,
+        Err(error) => {
+            found.daemon = instance.daemon.as_ref().map(|of| daemon(of, None));
+            found.error = Some(error.to_string());
+            return found;
+        }
+    };
+    found.daemon = instance.daemon.as_ref().map(|of| daemon(of, Some(&maps)));
+    let settings = Settings::in_force(&policy, maps.exempt(), Direction::Egress);
+    found.settings = Some(InForce::of(&settings));
+    found.scopes = scopes(&maps, &policy, interfaces, names);
+    for (name, count) in maps.unhandled() {
+        found.not_handled.insert(name.into(), count.into());
+    }
+    found
+}
+
+fn daemon(daemon: &Daemon, maps: Option<&Maps>) -> DaemonState {
+    let started = i128::from(daemon.started_ns);
+    let heard = maps.and_then(|maps| maps.daemon().ok());
+    DaemonState {
+        pid: daemon.pid,
+        version: shown(&daemon.version),
+        started: jiff::Timestamp::from_nanosecond(started)
+            .map_or_else(|_| "unknown".into(), |time| format!("{time:.0}")),
+        keep: daemon.keep,
+        // With a pacing that does without it, it says nothing.
+        is_responding: heard
+            .is_none_or(|heard| heard.alive_until_ns == 0 || heard.is_alive(clock::monotonic_ns())),
+    }
+}
+
+fn scopes(
+    maps: &Maps,
+    policy: &Policy,
+    interfaces: &HashMap<u32, String>,
+    names: &mut Names,
+) -> Vec<ScopeState> {
+    let now_ns = clock::monotonic_ns();
+    let all: HashMap<Subject, State> = maps.scopes().collect();
+    let mut rows: Vec<ScopeState> = all
+        .into_iter()
+        .map(|(subject, state)| {
+            let named = event::Scope::new(&subject, name_of(&subject, interfaces, names));
+            let tallies = maps.tallies(&subject);
+            let mut counts = serde_json::Map::new();
+            for (name, count) in throttle_common::record::Tallies::NAMES
+                .into_iter()
+                .zip(tallies.0)
+            {
+                counts.insert(name.into(), count.into());
+            }
+            ScopeState {
+                kind: named.kind,
+                id: named.id,
+                name: named.name.to_string(),
+                half_open: state
+                    .half_open
+                    .live(State::half_open_window(policy), now_ns),
+                queued: state.queued.live(State::queue_window(policy), now_ns),
+                is_limited: state.episode_ns() != 0 && !state.has_recovered(policy, now_ns),
+                tallies: counts,
+            }
+        })
+        .collect();
+    rows.sort_by(|a, b| {
+        let weight = |of: &ScopeState| (of.queued, of.half_open);
+        weight(b)
+            .cmp(&weight(a))
+            .then_with(|| (a.kind, &a.name, &a.id).cmp(&(b.kind, &b.name, &b.id)))
+    });
+    rows
+}
+
+/// The name of a scope, where it has one.
+fn name_of(
+    subject: &Subject,
+    interfaces: &HashMap<u32, String>,
+    names: &mut Names,
+) -> Option<Name> {
+    let number = subject.number();
+    match SubjectKind::from_raw(subject.kind)? {
+        SubjectKind::Interface => {
+            let name = interfaces.get(&u32::try_from(number).ok()?)?;
+            Some(Name::new(name))
+        }
+        SubjectKind::Cgroup => names.cgroup(number).path,
+        SubjectKind::User => names.user(u32::try_from(number).ok()?).name,
+        SubjectKind::Process => {
+            let tgid = u32::try_from(number).ok()?;
+            let known = Process {
+                tgid,
+                tid: tgid,
+                start_ns: subject.start_ns(),
+                ..Process::default()
+            };
+            let name = names.process(&known).name;
+            (!name.is_empty()).then(|| Name::new(format!("{name} ({tgid})")))
+        }
+        SubjectKind::Source => None,
+    }
+}
+
+/// The tallies that the table for people has, with their titles.
+const COLUMNS: [(&str, &str); 9] = [
+    ("attempts", "ATTEMPTS"),
+    ("deferred", "DEFERRED"),
+    ("released", "RELEASED"),
+    ("overflowed", "OVERFLOW"),
+    ("answered", "ANSWERED"),
+    ("refused", "REFUSED"),
+    ("unreachable", "UNREACH"),
+    ("aborted", "ABORTED"),
+    ("expired", "EXPIRED"),
+];
+
+fn text(report: &Report) -> String {
+    if report.throttles.is_empty() {
+        return "no throttle is at work in this network namespace\n".into();
+    }
+    let each: Vec<String> = report.throttles.iter().map(throttle_text).collect();
+    each.join("\n")
+}
+
+fn throttle_text(of: &Throttle) -> String {
+    let mut text = format!("throttle {}\n", shown(&of.name));
+    text += &match &of.daemon {
+        Some(daemon) => format!(
+            "  daemon       pid {}, version {}, since {}{}{}\n",
+            daemon.pid,
+            daemon.version,
+            daemon.started,
+            if daemon.keep { ", keeps" } else { "" },
+            if daemon.is_responding {
+                ""
+            } else {
+                ", does not respond: senders take the releases"
+            },
+        ),
+        None => {
+            "  daemon       none: enforcement goes on, nobody keeps the order or tells of events; \
+                 `throttle run` adopts it\n"
+                .into()
+        }
+    };
+    let each: Vec<String> = of
+        .interfaces
+        .iter()
+        .map(|of| format!("{} ({})", of.name, of.hook))
+        .collect();
+    text += &match each.is_empty() {
+        true => "  interfaces   none\n".into(),
+        false => format!("  interfaces   {}\n", each.join(", ")),
+    };
+    if let Some(error) = &of.error {
+        return text + &format!("  error        {error}\n");
+    }
+    if let Some(of) = &of.settings {
+        text += &format!(
+            "  settings     {}, limit {}, rate {}, by {}, pacing {}\n  \
+             times        attempt-timeout {}, max-delay {}, known-for {}\n",
+            of.mode,
+            of.limit,
+            of.rate,
+            of.scope,
+            of.pacing,
+            of.attempt_timeout,
+            of.max_delay,
+            of.known_for
+        );
+        if !of.exempt.is_empty() {
+            text += &format!("  exempt       {}\n", of.exempt.join(" "));
+        }
+    }
+    let missed: Vec<String> = of
+        .not_handled
+        .iter()
+        .filter(|(_, count)| count.as_u64() != Some(0))
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    if !missed.is_empty() {
+        text += &format!("  not handled  {}\n", missed.join(", "));
+    }
+    text += "\n";
+    text + &table(&of.scopes)
+}
+
+fn table(scopes: &[ScopeState]) -> String {
+    if scopes.is_empty() {
+        return "  no attempts so far\n".into();
+    }
+    let mut rows = vec![vec![
+        "SCOPE".to_owned(),
+        "HALF-OPEN".into(),
+        "QUEUED".into(),
+    ]];
+    rows[0].extend(COLUMNS.map(|(_, title)| title.to_owned()));
+    for scope in scopes {
+        let mark = if scope.is_limited { " *" } else { "" };
+        let mut row = vec![
+            format!("{} {}{mark}", scope.kind, scope.name),
+            scope.half_open.to_string(),
+            scope.queued.to_string(),
+        ];
+        let tally = |name: &str| {
+            scope
+                .tallies
+                .get(name)
+                .map_or("-".into(), ToString::to_string)
+        };
+        row.extend(COLUMNS.map(|(name, _)| tally(name)));
+        rows.push(row);
+    }
+    let mut text = super::aligned(&rows);
+    if scopes.iter().any(|scope| scope.is_limited) {
+        text += "  * the limit was reached, and it has not recovered yet\n";
+    }
+    text
+}

@@ -1,0 +1,125 @@
+//! Removes what throttles have attached, and nothing else.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use log::debug;
+use nix::{
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
+
+use crate::{
+    Error, Result, attach,
+    instance::{Daemon, Instance},
+    interface::{self, Interface},
+};
+
+/// Ends the daemon of `instance`, if one runs, and removes its kernel side.
+///
+/// # Errors
+///
+/// When the caller may not, or the daemon does not end within `patience`.
+pub async fn remove(instance: &Instance, patience: Duration) -> Result<()> {
+    if let Some(daemon) = &instance.daemon {
+        end(daemon, &instance.name, patience)?;
+    }
+    let Some(pins) = &instance.pins else {
+        return Ok(());
+    };
+    // Those of a daemon without --keep have ended with it.
+    if !pins.exist() {
+        return Ok(());
+    }
+    let there: Vec<Interface> = interface::all().await?;
+    for (index, _) in pins.devices() {
+        let interface = there.iter().find(|interface| interface.index == index);
+        attach::let_go(pins, index, interface).await?;
+    }
+    pins.remove()
+}
+
+/// Removes from all interfaces the filters that throttles left that were killed.
+/// Returns how many.
+///
+/// # Errors
+///
+/// When the caller may not.
+pub async fn remove_orphans() -> Result<usize> {
+    let mut owned = Vec::new();
+    for instance in Instance::all()? {
+        if let Some(pins) = &instance.pins {
+            owned.extend(pins.filters());
+        }
+    }
+    let mut removed = 0;
+    for interface in interface::all().await? {
+        removed += attach::remove_orphans(&interface, &owned).await?;
+    }
+    Ok(removed)
+}
+
+/// Asks a daemon to end, and waits until it has.
+fn end(daemon: &Daemon, name: &str, patience: Duration) -> Result<()> {
+    let what = format!("end the daemon of throttle {name} (pid {})", daemon.pid);
+    let process = match open(daemon.pid) {
+        Ok(process) => process,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        Err(error) => return Err(Error::failed(what, error)),
+    };
+    // What is held open now is the daemon only if it is still registered.
+    let is_it = Instance::all()?
+        .iter()
+        .any(|of| of.name == name && of.daemon.as_ref().is_some_and(|of| of.pid == daemon.pid));
+    if !is_it {
+        debug!("{what}: it has ended already");
+        return Ok(());
+    }
+    send(&process, Signal::SIGTERM).map_err(|error| Error::failed(&*what, error))?;
+    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    let mut on = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut on, timeout) {
+        Ok(1..) => Ok(()),
+        Ok(_) => Err(Error::Refused(format!(
+            "{what}: it did not end within {}; `kill -9 {}` ends it, then run this again",
+            humantime::format_duration(patience),
+            daemon.pid
+        ))),
+        Err(error) => Err(Error::failed(what, error)),
+    }
+}
+
+/// A descriptor of the process: it stays that process's, whoever gets its number
+/// (`pidfd_open`, since Linux 5.3).
+fn open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    let returned = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match i32::try_from(returned) {
+        // SAFETY: a descriptor that nobody else has.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+fn send(process: &OwnedFd, signal: Signal) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: without a siginfo the kernel makes one.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal as i32,
+            none,
+            0,
+        )
+    };
+    if returned < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
