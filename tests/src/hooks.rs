@@ -111,3 +111,10 @@ fn named(kind: BpfKind) -> BTreeMap<u32, String> {
         .filter_map(|id| Some((id, sys::bpf_name(kind, id)?)))
         .collect()
 }
+
+/// Ids of the TCX programs at one hook of a device; none if there is no such
+/// device.
+pub fn tcx_programs(namespace: &Namespace, ifindex: u32, hook: Hook) -> Vec<u32> {
+    let found = namespace.run(|| sys::tcx_programs(ifindex, hook));
+    found.unwrap_or_default()
+}

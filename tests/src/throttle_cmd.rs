@@ -267,3 +267,31 @@ pub fn tallies(finished: &Finished, interface: &str) -> BTreeMap<String, u64> {
 fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|e| panic!("an event that is no JSON: {line:?}: {e}"))
 }
+
+/// What `throttle status -o json` says in this namespace.
+///
+/// # Panics
+/// When it fails.
+#[track_caller]
+pub fn status(namespace: &Namespace, mounts: Option<&Mounts>) -> Value {
+    let program = Throttle::command(namespace, &["status", "-o", "json"]);
+    let program = match mounts {
+        Some(mounts) => program.with_mounts(mounts),
+        None => program,
+    };
+    let shown = program.output().expect_success();
+    parse(shown.stdout.trim_end())
+}
+
+/// The scope of this name in what one throttle's status says.
+///
+/// # Panics
+/// When there is none.
+#[track_caller]
+pub fn scope_in<'a>(throttle: &'a Value, name: &str) -> &'a Value {
+    let scopes = throttle["scopes"].as_array().into_iter().flatten();
+    let mut scopes = scopes.filter(|scope| scope["name"] == name);
+    scopes
+        .next()
+        .unwrap_or_else(|| panic!("no scope {name} in {throttle}"))
+}

@@ -11,34 +11,35 @@ use crate::{
 };
 
 /// Raised by hand when a field changes its meaning and no type its size.
-const REVISION: u32 = 1;
+const REVISION: u64 = 1;
 
 /// A number that is another one whenever what the maps hold is laid out, or
 /// meant, in another way. Never 0.
 pub const LAYOUT: u32 = {
-    let sizes = [
-        size_of::<FlowKey>(),
-        size_of::<Flow>(),
-        size_of::<Endpoint>(),
-        size_of::<Subject>(),
-        size_of::<LineKey>(),
-        size_of::<Scope>(),
-        size_of::<Line>(),
-        size_of::<Policy>(),
-        size_of::<Daemon>(),
-        size_of::<Socket>(),
-        size_of::<Destination>(),
-        size_of::<Deferred>(),
-        size_of::<LimitReached>(),
-        size_of::<Room>(),
-        TALLIES,
-        UNHANDLED as usize,
+    let sizes: [u64; 16] = [
+        size_of::<FlowKey>() as u64,
+        size_of::<Flow>() as u64,
+        size_of::<Endpoint>() as u64,
+        size_of::<Subject>() as u64,
+        size_of::<LineKey>() as u64,
+        size_of::<Scope>() as u64,
+        size_of::<Line>() as u64,
+        size_of::<Policy>() as u64,
+        size_of::<Daemon>() as u64,
+        size_of::<Socket>() as u64,
+        size_of::<Destination>() as u64,
+        size_of::<Deferred>() as u64,
+        size_of::<LimitReached>() as u64,
+        size_of::<Room>() as u64,
+        TALLIES as u64,
+        UNHANDLED as u64,
     ];
-    // FNV-1a, 32 bits.
-    let (mut hash, mut at) = ((0x811c_9dc5 ^ REVISION).wrapping_mul(0x0100_0193), 0);
+    // FNV-1a, 64 bits, the upper half of it.
+    const PRIME: u64 = 0x100_0000_01b3;
+    let (mut hash, mut at) = ((0xcbf2_9ce4_8422_2325 ^ REVISION).wrapping_mul(PRIME), 0);
     while at < sizes.len() {
-        hash = (hash ^ sizes[at] as u32).wrapping_mul(0x0100_0193);
+        hash = (hash ^ sizes[at]).wrapping_mul(PRIME);
         at += 1;
     }
-    if hash == 0 { 1 } else { hash }
+    (hash >> 32) as u32 | 1
 };

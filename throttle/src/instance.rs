@@ -99,13 +99,7 @@ impl Instance {
                 self.name
             )));
         };
-        Maps::open(pins).map_err(|error| match error {
-            Error::Failed { what, reason } => Error::Failed {
-                what: format!("look into throttle {}: {what}", self.name),
-                reason,
-            },
-            other => other,
-        })
+        Maps::open(pins)
     }
 }
 
