@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::{
     Error, Result, Settings,
     attach::{self, Attachment, Hook, Place},
-    clock,
+    clock, detach,
     episodes::{Point, Report},
     error::errno_of,
     event,
@@ -327,6 +327,14 @@ impl Throttle {
         keep: bool,
     ) -> Result<()> {
         for interface in interfaces {
+            match detach::remove_orphans_of(interface).await {
+                Ok(0) => {}
+                Ok(count) => info!(
+                    "removed {count} filters from {} that a throttle had left which was killed",
+                    interface.name
+                ),
+                Err(error) => debug!("{error}"),
+            }
             self.attach(interface).await?;
         }
         self.settle(left, keep).await

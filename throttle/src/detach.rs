@@ -50,17 +50,29 @@ pub async fn remove(instance: &Instance, patience: Duration) -> Result<()> {
 ///
 /// When the caller may not.
 pub async fn remove_orphans() -> Result<usize> {
+    let mut removed = 0;
+    for interface in interface::all().await? {
+        removed += remove_orphans_of(&interface).await?;
+    }
+    Ok(removed)
+}
+
+/// As [`remove_orphans`], from one interface.
+///
+/// # Errors
+///
+/// When the caller may not.
+pub async fn remove_orphans_of(interface: &Interface) -> Result<usize> {
+    if !interface::has_clsact(interface.index).await? {
+        return Ok(0);
+    }
     let mut owned = Vec::new();
     for instance in Instance::all()? {
         if let Some(pins) = &instance.pins {
             owned.extend(pins.filters());
         }
     }
-    let mut removed = 0;
-    for interface in interface::all().await? {
-        removed += attach::remove_orphans(&interface, &owned).await?;
-    }
-    Ok(removed)
+    attach::remove_orphans(interface, &owned).await
 }
 
 /// Asks a daemon to end, and waits until it has.

@@ -9,11 +9,11 @@
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use rtnetlink::{
     MulticastGroup,
-    packet_core::{NetlinkPayload, Nla as _},
+    packet_core::NetlinkPayload,
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         link::{LinkAttribute, LinkLayerType, LinkMessage},
-        tc::{TcAttribute, TcOption},
+        tc::{TcAttribute, TcFilterBpfOption, TcOption},
     },
 };
 use throttle_common::frame::Link;
@@ -181,6 +181,17 @@ impl Wanted {
         let (mut names, mut patterns) = (Vec::new(), Vec::new());
         for word in words {
             if word.contains(['*', '?', '[']) {
+                // Nothing could ever fit.
+                let fixed = word
+                    .chars()
+                    .filter(|c| c.is_alphanumeric() || *c == '-')
+                    .count();
+                if word.contains(['/', '\0']) || fixed > 15 && !word.contains('[') {
+                    return Err(Error::Usage(format!(
+                        "interface pattern {word}: no interface can be called so; write for example \
+                         'veth*'"
+                    )));
+                }
                 patterns.push(glob::Pattern::new(word).map_err(|error| {
                     Error::Usage(format!(
                         "interface pattern {word}: {}; write for example 'veth*'",
@@ -413,24 +424,14 @@ pub async fn bpf_filters(index: u32) -> Result<Vec<BpfFilter>> {
     Ok(all)
 }
 
-/// The name of a BPF filter, if this attribute has it (`TCA_BPF_NAME` of
-/// include/uapi/linux/pkt_cls.h).
+/// The name of a BPF filter, if this attribute has it.
 fn bpf_name(attribute: &TcAttribute) -> Option<String> {
-    const TCA_BPF_NAME: u16 = 7;
     let TcAttribute::Options(options) = attribute else {
         return None;
     };
-    options.iter().find_map(|option| {
-        let TcOption::Other(nla) = option else {
-            return None;
-        };
-        if nla.kind() != TCA_BPF_NAME {
-            return None;
-        }
-        let mut bytes = vec![0; nla.value_len()];
-        nla.emit_value(&mut bytes);
-        let text = String::from_utf8_lossy(&bytes);
-        Some(text.trim_end_matches('\0').to_owned())
+    options.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
+        _ => None,
     })
 }
 
