@@ -1,6 +1,7 @@
 //! The commands.
 
 mod explain;
+pub(crate) mod generate;
 mod log;
 mod run;
 
@@ -19,6 +20,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(run) => run::run(&run),
         Command::Explain => explain::explain(),
+        Command::Generate(generate) => generate::generate(&generate),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
