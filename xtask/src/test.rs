@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    formats, setup,
+    formats, package, setup,
     workspace::{cargo, described, is_root, target_dir, with_throttle},
 };
 
@@ -25,6 +25,8 @@ pub(crate) enum Level {
     Kernel,
     /// Random events in every format, read by the checkers of others
     Formats,
+    /// The Debian package, installed over a copy of this machine: needs root
+    Package,
 }
 
 /// Runs all of `levels`, even if one of them fails.
@@ -72,6 +74,7 @@ impl Level {
             Self::Host => None,
             Self::Kernel => Some(setup::Purpose::Kernel),
             Self::Formats => Some(setup::Purpose::Formats),
+            Self::Package => Some(setup::Purpose::Package),
         }
     }
 
@@ -113,6 +116,10 @@ impl Level {
                     command: formats::syslog,
                 },
             ],
+            Self::Package => &[Step {
+                title: "package: installs, runs, upgrades, removes",
+                command: package::tests,
+            }],
         }
     }
 }
