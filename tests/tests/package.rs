@@ -1,8 +1,8 @@
 //! The Debian package: installs, runs, upgrades, and leaves nothing. Only
 //! `cargo xtask test package` runs this, since it makes the package first.
 //!
-//! It is installed on a copy of this machine's files. No systemd runs there, so
-//! units are not started.
+//! It is installed on a copy of this machine's files. In one test a systemd runs
+//! there; in the others none does, and units are not started.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -13,9 +13,10 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use throttle::privileges::NEEDED;
 use throttle_tests::{
-    Lab, Machine, Namespace, Throttle, addresses::dead, clients, process::Finished,
-    throttle_cmd::Running,
+    Cgroup, Lab, Machine, Namespace, Throttle, addresses::dead, clients, frame::Checksum,
+    hooks::HookState, process::Finished, throttle_cmd::Running, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ impl Host {
             !host.machine.has("/usr/bin/throttle"),
             "throttle is installed on this machine already"
         );
-        host.machine.run(keep_man_pages);
+        host.machine.run(prepare);
         host.machine.write(DEB, fs::read(package).unwrap());
         Some(host)
     }
@@ -96,8 +97,14 @@ impl Host {
     }
 }
 
-/// Machines made for containers are told to leave man pages out.
-fn keep_man_pages() {
+/// What belongs to this machine, and would be in the way: an image for containers
+/// leaves man pages out and keeps services from starting, and man-db reads all
+/// pages again whenever some come or go.
+fn prepare() {
+    for file in ["/usr/sbin/policy-rc.d", "/var/lib/man-db/auto-update"] {
+        // It need not be there.
+        let _ = fs::remove_file(file);
+    }
     let Ok(entries) = fs::read_dir("/etc/dpkg/dpkg.cfg.d") else {
         return;
     };
@@ -317,4 +324,159 @@ fn is_about_the_unit(path: &Path) -> bool {
     ["/etc/systemd/system", "/var/lib/systemd"]
         .iter()
         .any(|folder| path.starts_with(folder))
+}
+
+/// Starts systemd as the first process of namespaces of its own, in a container's
+/// manner: it can change neither devices nor settings of this machine. It runs
+/// `first.service` and ends with it.
+const SYSTEMD: &str = "
+set -e
+mount -t proc proc /proc
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+mount -t sysfs sysfs /sys
+mount -o remount,bind,ro /sys
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+exec env -i container=test PATH=\"$PATH\" /lib/systemd/systemd --system --unit=first.service \
+    --log-target=console --log-level=notice --show-status=no
+";
+
+const FIRST_SERVICE: &str = "
+[Unit]
+DefaultDependencies=no
+SuccessAction=exit-force
+FailureAction=exit-force
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -eu /run/first
+StandardOutput=file:/run/told
+StandardError=file:/run/complaints
+";
+
+/// What an operator and apt do. It says what there is, in lines of `key=value`.
+const FIRST: &str = "
+show() { systemctl show --value --property=\"$1\" throttle; }
+systemctl start throttle
+pid=$(show MainPID)
+echo state=$(show ActiveState)
+echo status=$(show StatusText)
+echo kept=$(sed -n 's/^CapBnd:[[:space:]]*//p' /proc/$pid/status)
+enter() { nsenter --mount --target $pid \"$@\" 2>/dev/null; }
+enter mkdir /sys/fs/bpf/throttle && enter rmdir /sys/fs/bpf/throttle && echo bpffs=writable
+enter touch /run/throttle/x && enter rm /run/throttle/x && echo registry=writable
+for path in /etc/x /usr/x /sys/fs/cgroup/x; do
+    if enter mkdir $path; then echo written=$path; fi
+done
+touch /run/at-work
+until [ -e /run/go-on ]; do sleep 0.1; done
+dpkg --install /tmp/throttle-next.deb >&2
+echo upgraded=$(show ActiveState)
+[ $(show MainPID) = $pid ] || echo restarted=yes
+dpkg --remove throttle >&2
+echo removed=$(show ActiveState)
+dpkg --install /tmp/throttle-next.deb >&2
+echo again=$(show ActiveState)
+dpkg --purge throttle >&2
+";
+
+#[test]
+fn under_systemd_it_works_is_restarted_by_an_upgrade_and_ended_by_a_removal() {
+    let Some(host) = Host::installed() else {
+        return;
+    };
+    if !host.machine.has("/lib/systemd/systemd") {
+        eprintln!("skipped: systemd is not installed");
+        return;
+    }
+    let lab = Lab::plain();
+    let before = HookState::of(&lab.client);
+    upgrade(&host);
+    // Started by hand it must not wait for what a whole machine starts.
+    let drop_in = format!(
+        "[Unit]\nDefaultDependencies=no\n\
+         [Service]\nExecStart=\nExecStart=/usr/bin/throttle run -i {} --limit=3 --rate=5/s\n\
+         StandardOutput=append:/run/events\nStandardError=append:/run/log\n",
+        lab.device
+    );
+    host.machine
+        .run(|| fs::create_dir("/etc/systemd/system/throttle.service.d"))
+        .unwrap();
+    host.machine
+        .write("/etc/systemd/system/throttle.service.d/test.conf", drop_in);
+    host.machine
+        .write("/etc/systemd/system/first.service", FIRST_SERVICE);
+    host.machine.write("/run/first", FIRST);
+
+    let cgroup = Cgroup::new("systemd");
+    let namespaces = [
+        "--mount",
+        "--pid",
+        "--ipc",
+        "--uts",
+        "--cgroup",
+        "--fork",
+        "--kill-child",
+    ];
+    let mut systemd = host
+        .machine
+        .program(&lab.client, "unshare")
+        .args(namespaces)
+        .args(["sh", "-c", SYSTEMD])
+        .in_cgroup(&cgroup)
+        .start();
+    let text = |path: &str| {
+        let text = host.machine.run(|| fs::read_to_string(path));
+        text.unwrap_or_default()
+    };
+    let all = || {
+        ["/run/told", "/run/complaints", "/run/log"]
+            .map(text)
+            .join("\n")
+    };
+    wait_until("the service to be at work", 6 * SOON, || {
+        let ended = systemd.ended();
+        assert_eq!(ended, None, "{}\n{}", systemd.stderr().join("\n"), all());
+        host.machine.has("/run/at-work")
+    });
+    assert_ne!(HookState::of(&lab.client), before);
+    // All that running takes, under what the unit allows.
+    let capture = lab.capture();
+    let attempts = lab.dial((0..6).map(dead));
+    wait_until("an event", SOON, || {
+        text("/run/events").contains("\"4226\"")
+    });
+    let syns = capture.wait_for_attempts(6, SOON);
+    let copies = syns.iter().filter(|syn| syn.checksum == Checksum::Good);
+    assert_eq!(
+        copies.count(),
+        3,
+        "deferred attempts are re-sent\n{}",
+        all()
+    );
+    assert!(attempts.failed().is_empty());
+    host.machine.write("/run/go-on", "");
+    let finished = systemd.wait(6 * SOON);
+    assert!(finished.status.success(), "{}\n{}", finished.stderr, all());
+
+    let kept: u64 = NEEDED.iter().map(|(each, _)| each.bitmask()).sum();
+    let told = text("/run/told");
+    let (status, told): (Vec<_>, Vec<_>) =
+        told.lines().partition(|line| line.starts_with("status="));
+    let attached = format!("status=attached to {} by ", lab.device);
+    assert!(status[0].starts_with(&attached), "{status:?}");
+    let kept = format!("kept={kept:016x}");
+    let expected = [
+        "state=active",
+        &kept,
+        "bpffs=writable",
+        "registry=writable",
+        "upgraded=active",
+        "restarted=yes",
+        "removed=inactive",
+        "again=inactive",
+    ];
+    assert_eq!(told, expected, "{}", all());
+    assert!(!text("/run/log").contains("ERROR"), "{}", all());
+    assert_eq!(HookState::of(&lab.client), before);
 }
