@@ -1,7 +1,5 @@
 //! What a service manager is told.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
 use std::{env, fs, os::unix::net::UnixDatagram, time::Duration};
 use throttle_tests::{Lab, Throttle};
 

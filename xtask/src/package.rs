@@ -63,6 +63,11 @@ pub(crate) fn tests(args: &[OsString]) -> Result<Command> {
     Ok(command)
 }
 
+/// Whether packages of this kind can be installed here.
+pub(crate) fn is_made_for_this_machine() -> bool {
+    tools::program("dpkg").is_some()
+}
+
 /// The packages of Debian that are needed and not there.
 pub(crate) fn missing_packages() -> Vec<&'static str> {
     let missing = COMMANDS

@@ -40,8 +40,9 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    /// Whatever there is to do.
-    pub(crate) const ALL: [Self; 3] = [Self::Kernel, Self::Formats, Self::Package];
+    /// Whatever there is to do, but for the package: few make it, and what it
+    /// takes is compiled for minutes.
+    pub(crate) const ALL: [Self; 2] = [Self::Kernel, Self::Formats];
 }
 
 /// Installs what `purposes` need and what is not there.

@@ -31,10 +31,11 @@ pub(crate) enum Level {
 
 /// Runs all of `levels`, even if one of them fails.
 pub(crate) fn run(levels: &[Level], args: &[OsString]) -> Result<ExitCode> {
-    let levels = if levels.is_empty() {
-        Level::value_variants()
+    let levels: Vec<Level> = if levels.is_empty() {
+        let all = Level::value_variants().iter().copied();
+        all.filter(|level| level.is_for_this_machine()).collect()
     } else {
-        levels
+        levels.to_vec()
     };
     let purposes: Vec<_> = levels.iter().filter_map(|level| level.purpose()).collect();
     setup::run(&purposes)?;
@@ -76,6 +77,15 @@ impl Level {
             Self::Formats => Some(setup::Purpose::Formats),
             Self::Package => Some(setup::Purpose::Package),
         }
+    }
+
+    /// Whether it is about this kind of machine; says so if it is not.
+    fn is_for_this_machine(self) -> bool {
+        let is = self != Self::Package || package::is_made_for_this_machine();
+        if !is {
+            println!("skipped: the Debian package: this machine has no dpkg");
+        }
+        is
     }
 
     fn steps(self) -> &'static [Step] {
