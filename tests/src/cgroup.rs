@@ -134,8 +134,12 @@ impl Drop for Folder {
             // It may have ended by itself.
             let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
         }
-        // A cgroup can be removed once its last process has been reaped.
-        let removed = || fs::remove_dir(&self.path).ok();
+        // A cgroup can be removed once its last process has been reaped, and with
+        // it what a service manager made inside.
+        let removed = || {
+            remove_tree(&self.path);
+            (!self.path.exists()).then_some(())
+        };
         if wait_at_most(Duration::from_secs(5), removed).is_none() {
             eprintln!("could not remove the cgroup {}", self.path.display());
         }

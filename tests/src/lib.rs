@@ -21,6 +21,7 @@
 //! | [`timing`] | when attempts went out, against when they were due |
 //! | [`hooks`] | what is attached where, to compare before with after |
 //! | [`clients`] | curl, nmap, ss … |
+//! | [`machine`] | a copy of this machine's files, to install things on |
 //! | [`wait`] | waiting for a state |
 
 #![expect(
@@ -38,6 +39,7 @@ pub mod dial;
 pub mod frame;
 pub mod hooks;
 pub mod inject;
+pub mod machine;
 pub mod netns;
 pub mod process;
 mod pump;
@@ -54,6 +56,7 @@ pub use self::{
     capture::Capture,
     cgroup::Cgroup,
     dial::Dialer,
+    machine::Machine,
     netns::Namespace,
     process::Program,
     serve::{Behaviour, Server},

@@ -222,7 +222,7 @@ fn write_sysctl(name: &str, value: &str) {
 
 /// Runs `work` on a thread of its own, because a thread that has changed its
 /// namespace is of no further use to a test harness.
-fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| match scope.spawn(work).join() {
         Ok(value) => value,
         Err(panic) => panic::resume_unwind(panic),

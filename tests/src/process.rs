@@ -46,6 +46,19 @@ impl Mounts {
         Self::new(namespace, false)
     }
 
+    /// The mounts of a mount namespace.
+    pub(crate) fn of(namespace: File) -> Self {
+        Self(Arc::new(namespace))
+    }
+
+    /// Moves the calling thread in, for good. It is of no further use to a test
+    /// harness.
+    pub(crate) fn enter(&self) {
+        // Threads share their root and working folder, which would change.
+        unshare(CloneFlags::CLONE_FS).unwrap();
+        setns(self.0.as_fd(), CloneFlags::CLONE_NEWNS).unwrap();
+    }
+
     fn new(namespace: &Namespace, bpffs: bool) -> Self {
         let none = None::<&str>;
         Self(Arc::new(namespace.run(|| {

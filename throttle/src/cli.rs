@@ -11,7 +11,7 @@ use throttle::{
     settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
 
-use crate::commands::{detach::Detach, set::Set, status::Status};
+use crate::commands::{detach::Detach, generate::Generate, set::Set, status::Status};
 
 /// Limits half-open outbound TCP connections.
 ///
@@ -36,9 +36,28 @@ pub(crate) enum Command {
     Detach(Detach),
     /// Say what event 4226 means and what to do now
     Explain,
+    /// Write man pages and completions, for whoever builds packages
+    #[command(hide = true)]
+    Generate(Generate),
 }
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  Hold what goes out by eth0 to 50 half-open attempts at once, and attempts over that to ten a second:
+      throttle run -i eth0
+
+  Only look what it would do, for each service and container:
+      throttle run -i eth0 --scope cgroup --mode monitor
+
+  Hold the pods of a node, from the host's side of their interfaces, and leave the cluster's own \
+network alone:
+      throttle run -i veth0 --direction ingress --scope source --exempt 10.0.0.0/8
+
+  Write events for a log shipper:
+      throttle run -i eth0 -o ocsf";
+
 #[derive(Debug, Args)]
+#[command(after_long_help = RUN_EXAMPLES)]
 pub(crate) struct Run {
     /// Interface to attach to, or a pattern ('veth*'); may be given more than once
     #[arg(short, long = "interface", value_name = "IFACE", required = true)]

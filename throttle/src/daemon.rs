@@ -37,6 +37,7 @@ use crate::{
     interface::{self, Change, Interface, Wanted},
     maps::{self, Maps},
     name::Name,
+    notify,
     object::{Home, Object, Sizes},
     output::Output,
     pins::{OwnBpffs, Pins},
@@ -712,6 +713,7 @@ impl Throttle {
     /// Says that the keeper is alive; with a pacing that does without it, that it
     /// only reads along.
     fn beat(&mut self) -> Result<()> {
+        notify::alive();
         // Somebody else may have changed it.
         self.pacing = Pacing::of(&self.maps.policy()?);
         self.keeper.heartbeat.alive_until_ns = if self.keeps_queue() {

@@ -7,7 +7,8 @@
 //! leaves), [`queue`] (the lines, and who is offered a release), [`owners`] (who
 //! is behind attempts), [`episodes`] and [`watch`] (what goes on in a scope),
 //! [`event`] and [`encode`] (what is told of it), [`teller`] and [`output`] (how it
-//! gets out), [`daemon`] (all of it running).
+//! gets out), [`privileges`] (what the daemon may do), [`notify`] (what a service
+//! manager is told), [`daemon`] (all of it running).
 
 pub mod attach;
 pub mod attempts;
@@ -24,10 +25,12 @@ pub mod interface;
 pub mod layout;
 pub mod maps;
 pub mod name;
+pub mod notify;
 pub mod object;
 pub mod output;
 pub mod owners;
 pub mod pins;
+pub mod privileges;
 pub mod queue;
 pub mod resend;
 pub mod settings;

@@ -84,6 +84,17 @@ fn clippy() -> Result<()> {
         "--",
         "-D",
         "warnings",
+    ])?)?;
+    // Cargo leaves out, even so, what is not run with all other tests.
+    run_command(&mut cargo([
+        "clippy",
+        "--package",
+        "throttle-tests",
+        "--test",
+        "package",
+        "--",
+        "-D",
+        "warnings",
     ])?)
 }
 

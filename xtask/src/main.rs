@@ -3,6 +3,7 @@
 mod demo;
 mod formats;
 mod lint;
+mod package;
 mod setup;
 mod test;
 mod workspace;
@@ -32,6 +33,8 @@ enum Task {
         #[arg(last = true)]
         args: Vec<OsString>,
     },
+    /// Make the Debian package and say where it is
+    Package,
     /// Check the format, the code, and the licences of what it depends on
     Lint,
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(&setup::Purpose::ALL).map(|()| ExitCode::SUCCESS),
         Task::Demo { args } => demo::run(&args),
         Task::Test { levels, args } => test::run(&levels, &args),
+        Task::Package => package::run(),
         Task::Lint => lint::run(),
     };
     done.unwrap_or_else(|error| {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use xtask::{ebpf, tools};
 
 use crate::{
-    formats,
+    formats, package,
     workspace::{cargo_program, described, is_root, run as run_command},
 };
 
@@ -35,10 +35,13 @@ pub(crate) enum Purpose {
     Kernel,
     /// The checks of what is written about events.
     Formats,
+    /// The Debian package and its tests.
+    Package,
 }
 
 impl Purpose {
-    /// Whatever there is to do.
+    /// Whatever there is to do, but for the package: few make it, and what it
+    /// takes is compiled for minutes.
     pub(crate) const ALL: [Self; 2] = [Self::Kernel, Self::Formats];
 }
 
@@ -54,6 +57,9 @@ pub(crate) fn run(purposes: &[Purpose]) -> Result<()> {
     }
     if purposes.contains(&Purpose::Formats) {
         packages.extend(formats::missing_packages());
+    }
+    if purposes.contains(&Purpose::Package) {
+        packages.extend(package::missing_packages());
     }
     if let Err(error) = &toolchain {
         // Elsewhere these packages do not exist: the error says what else does.
@@ -86,6 +92,12 @@ pub(crate) fn run(purposes: &[Purpose]) -> Result<()> {
     if purposes.contains(&Purpose::Formats) {
         formats::install_checkers()?;
         println!("format checkers: {}", formats::checkers());
+    }
+    if purposes.contains(&Purpose::Package) {
+        println!(
+            "package maker:   cargo-deb {}",
+            package::install_cargo_deb()?
+        );
     }
     Ok(())
 }

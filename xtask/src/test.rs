@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    formats, setup,
+    formats, package, setup,
     workspace::{cargo, described, is_root, target_dir, with_throttle},
 };
 
@@ -25,14 +25,17 @@ pub(crate) enum Level {
     Kernel,
     /// Random events in every format, read by the checkers of others
     Formats,
+    /// The Debian package, installed over a copy of this machine: needs root
+    Package,
 }
 
 /// Runs all of `levels`, even if one of them fails.
 pub(crate) fn run(levels: &[Level], args: &[OsString]) -> Result<ExitCode> {
-    let levels = if levels.is_empty() {
-        Level::value_variants()
+    let levels: Vec<Level> = if levels.is_empty() {
+        let all = Level::value_variants().iter().copied();
+        all.filter(|level| level.is_for_this_machine()).collect()
     } else {
-        levels
+        levels.to_vec()
     };
     let purposes: Vec<_> = levels.iter().filter_map(|level| level.purpose()).collect();
     setup::run(&purposes)?;
@@ -72,7 +75,17 @@ impl Level {
             Self::Host => None,
             Self::Kernel => Some(setup::Purpose::Kernel),
             Self::Formats => Some(setup::Purpose::Formats),
+            Self::Package => Some(setup::Purpose::Package),
         }
+    }
+
+    /// Whether it is about this kind of machine; says so if it is not.
+    fn is_for_this_machine(self) -> bool {
+        let is = self != Self::Package || package::is_made_for_this_machine();
+        if !is {
+            println!("skipped: the Debian package: this machine has no dpkg");
+        }
+        is
     }
 
     fn steps(self) -> &'static [Step] {
@@ -113,6 +126,10 @@ impl Level {
                     command: formats::syslog,
                 },
             ],
+            Self::Package => &[Step {
+                title: "package: installs, runs, upgrades, removes",
+                command: package::tests,
+            }],
         }
     }
 }

@@ -13,6 +13,8 @@ use std::{
 };
 
 use env_logger::{Builder, Env, Target, WriteStyle};
+use log::warn;
+use throttle::privileges;
 
 /// Lines that wait for whoever reads the standard error. What comes on top is
 /// lost, and counted.
@@ -77,7 +79,13 @@ impl Log {
             notes: notes.clone(),
             lost: Arc::clone(&lost),
         };
-        thread::spawn(move || pass_on(&waiting, &lost));
+        let (started, starting) = sync_channel(1);
+        thread::spawn(move || {
+            // It is there before the command gives privileges up, and needs none.
+            let _ = started.send(privileges::keep_nothing());
+            pass_on(&waiting, &lost);
+        });
+        let given_up = starting.recv();
         let mut logger = Builder::from_env(Env::default().default_filter_or("info"));
         if has_colours() {
             logger.write_style(WriteStyle::Always);
@@ -86,6 +94,9 @@ impl Log {
             .target(Target::Pipe(Box::new(lines)))
             .format_target(false)
             .init();
+        if let Ok(Err(error)) = given_up {
+            warn!("the thread that writes the log keeps its privileges: {error}");
+        }
         Self(notes)
     }
 

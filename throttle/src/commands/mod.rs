@@ -2,6 +2,7 @@
 
 pub(crate) mod detach;
 mod explain;
+pub(crate) mod generate;
 mod log;
 mod run;
 pub(crate) mod set;
@@ -30,6 +31,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Set(args) => set::set(&args),
         Command::Detach(args) => detach::detach(&args),
         Command::Explain => explain::explain(),
+        Command::Generate(generate) => generate::generate(&generate),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

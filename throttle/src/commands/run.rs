@@ -3,12 +3,15 @@
 use std::io::{IsTerminal as _, stdout};
 
 use anyhow::{Context as _, Result};
+use log::debug;
 use throttle::{
     daemon::{Plan, Throttle},
     encode::{Format, Host},
     interface::Wanted,
+    notify,
     output::Output,
     owners::Names,
+    privileges,
     teller::Teller,
 };
 
@@ -42,9 +45,19 @@ async fn attached(run: &Run) -> Result<()> {
         ..Host::this()
     };
     let mut teller = Teller::new(Names::new(run.with_args), run.with_destinations);
-    let mut output = Output::stdout(format, host, move |draft| teller.tell(draft));
     let mut throttle = Throttle::start(plan).await?;
-    let result = throttle.run(&mut output).await;
+    // Before the output has threads, which keep what there is when they start.
+    let kept = privileges::keep_what_running_needs();
+    let mut output = Output::stdout(format, host, move |draft| teller.tell(draft));
+    let result = match kept {
+        Ok(kept) => {
+            debug!("privileges from now on: {kept:?}");
+            notify::ready(&format!("attached to {}", throttle.attached()));
+            throttle.run(&mut output).await
+        }
+        Err(error) => Err(error),
+    };
+    notify::stopping();
     throttle.stop(&mut output).await;
     output.finish();
     Ok(result?)
