@@ -47,6 +47,8 @@ const fn timeless(limit: u64) -> Policy {
         queue_capacity: Policy::whole_queue(8),
         mode: Mode::Enforce as u32,
         scope: throttle_common::subject::SubjectKind::Interface as u32,
+        pacing: throttle_common::policy::Pacing::Auto as u32,
+        layout: throttle_common::layout::LAYOUT,
     }
 }
 
