@@ -129,6 +129,52 @@ fn one_attempt_of_another_program_goes_out_at_the_next_turn() {
     PACE.assert_line(&times, Duration::ZERO);
 }
 
+/// Each child has a line of its own, and all of them the turn of their cgroup.
+#[test]
+fn a_program_that_forks_for_each_attempt_has_no_more_turns() {
+    const CHILDREN: u32 = 80;
+    let lab = Lab::plain();
+    let (scanning, honest) = (Cgroup::new("forker"), Cgroup::new("honest"));
+    let _throttle = PACE.throttle(&lab.client, &lab.device, LONG_LINE);
+    let capture = lab.capture();
+    let scanner = DialProgram::new(&lab.client)
+        .to((SCANNED.start..SCANNED.start + CHILDREN).map(dead))
+        .by_children()
+        .in_cgroup(&scanning)
+        .start();
+    scanner.wait_for(CHILDREN as usize, "started", Duration::from_secs(60));
+    capture.wait_for_attempts(12, SOON);
+    let program = DialProgram::new(&lab.client)
+        .to((450..453).map(dead))
+        .in_cgroup(&honest)
+        .start();
+    program.wait_for(3, "started", SOON);
+    let started_ns = now_ns();
+    for (n, to) in (450..453).map(dead).enumerate() {
+        let syn = capture.wait_for_syn_to(to, SOON);
+        let ahead = scanned_between(&capture, started_ns, syn.at_ns);
+        // One of theirs for each one of its own.
+        assert!(
+            ahead <= n + 1,
+            "{ahead} of the scanner's children went first"
+        );
+        eprintln!(
+            "beside the lines of children: number {} out after {:.0} ms, {ahead} of theirs first",
+            n + 1,
+            millis(started_ns, syn.at_ns)
+        );
+    }
+    let waiting = CHILDREN as usize - scanned_between(&capture, 0, now_ns());
+    assert!(waiting > 20, "only {waiting} children still waited");
+    let times: Vec<u64> = capture
+        .finish()
+        .first_syns()
+        .iter()
+        .map(|syn| syn.at_ns)
+        .collect();
+    PACE.assert_line(&times, Duration::ZERO);
+}
+
 #[test]
 fn a_program_that_is_killed_leaves_its_line_to_others() {
     let lab = Lab::plain();
