@@ -20,11 +20,19 @@ use nix::{
 };
 use std::{
     collections::HashSet,
-    env, fs, io,
+    env,
+    fs::{self, Permissions},
+    io,
     net::{IpAddr, SocketAddr, TcpStream},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, Once},
+    sync::{
+        Arc, Mutex, MutexGuard, Once,
+        atomic::{AtomicU32, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -527,6 +535,45 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> TcpInfo {
     }
 }
 
+/// A copy of the program that dials, where every user can reach it. Removed when
+/// dropped.
+#[derive(Debug)]
+pub struct Reachable(PathBuf);
+
+impl Reachable {
+    /// Makes it.
+    ///
+    /// # Panics
+    /// When there is no room for it.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = env::temp_dir().join(format!("throttle-dialer-{}-{n}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        let copy = Self(folder);
+        fs::copy(helper_path(), copy.path()).unwrap();
+        copy
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.join("dialer")
+    }
+}
+
+impl Default for Reachable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Reachable {
+    fn drop(&mut self) {
+        // What cannot be removed is in a folder for temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// A program of its own that dials: with its own process id, cgroup and user.
 #[derive(Debug)]
 #[must_use = "the program does nothing until it is started"]
@@ -540,6 +587,13 @@ impl DialProgram {
     pub fn new(namespace: &Namespace) -> Self {
         Self {
             program: namespace.program(helper_path()),
+        }
+    }
+
+    /// The same, run from a copy that other users can reach.
+    pub fn from_copy(namespace: &Namespace, copy: &Reachable) -> Self {
+        Self {
+            program: namespace.program(copy.path()),
         }
     }
 
@@ -574,13 +628,21 @@ impl DialProgram {
         self
     }
 
+    /// Makes each attempt in a child, a process of its own. Children dial all at
+    /// once, and neither give up nor leave.
+    pub fn by_children(mut self) -> Self {
+        self.program = self.program.arg("--by-children");
+        self
+    }
+
     /// Runs it in this cgroup.
     pub fn in_cgroup(mut self, cgroup: &Cgroup) -> Self {
         self.program = self.program.in_cgroup(cgroup);
         self
     }
 
-    /// Runs it as another user, who must be allowed to reach the executable.
+    /// Runs it as another user, who must be allowed to reach the executable: see
+    /// [`Self::from_copy`].
     pub fn as_user(mut self, uid: u32) -> Self {
         self.program = self.program.as_user(uid);
         self
@@ -613,6 +675,8 @@ pub struct Report {
     pub dst: SocketAddr,
     /// From where.
     pub local: SocketAddr,
+    /// When connect() was called, ns of `CLOCK_REALTIME`.
+    pub started_ns: u64,
     /// How long after its start.
     pub after: Duration,
     /// Number of the error, of a failed one.
@@ -685,6 +749,7 @@ fn parse_report(line: &str) -> Report {
         event: text("event"),
         dst: text("dst").parse().unwrap(),
         local: text("local").parse().unwrap(),
+        started_ns: value["started_ns"].as_u64().unwrap(),
         after: Duration::from_secs_f64(value["after"].as_f64().unwrap_or_default()),
         errno: value["errno"].as_i64().map(|errno| errno as i32),
     }

@@ -249,13 +249,23 @@ impl Running {
 /// When it says nothing about the interface.
 #[track_caller]
 pub fn tallies(finished: &Finished, interface: &str) -> BTreeMap<String, u64> {
-    let about = format!("interface {interface}: ");
+    tallies_of(finished, "interface", interface)
+}
+
+/// The same for a scope of any kind: `cgroup`, `user`, `process` and their
+/// number, `source` and its address.
+///
+/// # Panics
+/// When it says nothing about the scope.
+#[track_caller]
+pub fn tallies_of(finished: &Finished, kind: &str, scope: &str) -> BTreeMap<String, u64> {
+    let about = format!("{kind} {scope}: ");
     let counts = finished
         .stderr
         .lines()
         .find_map(|line| line.split_once(&about));
     let Some((_, counts)) = counts else {
-        panic!("no tallies of {interface}:\n{}", finished.stderr)
+        panic!("no tallies of {kind} {scope}:\n{}", finished.stderr)
     };
     let counts = counts.split(", ").filter_map(|count| count.split_once(' '));
     counts

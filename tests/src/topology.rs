@@ -305,6 +305,25 @@ impl Lab {
         address_behind(n, 2)
     }
 
+    /// An address in the network of the nth machine behind the client, where
+    /// nobody answers.
+    ///
+    /// # Panics
+    /// When there is no nth.
+    pub fn dead_behind(&self, n: u8) -> Ipv4Addr {
+        const NOBODY: u8 = 77;
+        let address = address_behind(n, NOBODY);
+        let machine = &self.behind[usize::from(n)];
+        // Its frames get as far as the machine.
+        machine.ip(&format!("route replace blackhole {address}"));
+        self.client.ip(&format!(
+            "neigh replace {address} lladdr {} dev {} nud permanent",
+            mac_of(machine, "eth0"),
+            self.device_towards(n)
+        ));
+        address
+    }
+
     /// The client's device towards the nth machine behind it.
     pub fn device_towards(&self, n: u8) -> String {
         format!("pod{n}")

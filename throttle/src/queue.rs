@@ -14,8 +14,8 @@ use throttle_common::{
     flow::{FlowKey, Phase},
     record::Deferred,
     release::Releases,
-    subject::Subject,
-    turns::Turns,
+    subject::{Subject, SubjectKind},
+    turns::GroupTurns,
 };
 
 use crate::{
@@ -50,6 +50,8 @@ pub struct Waiting {
     pub key: FlowKey,
     /// Its initial sequence number.
     pub isn: u32,
+    /// With whom its line takes turns.
+    pub group: Subject,
     /// When its first SYN was deferred, in monotonic nanoseconds.
     pub first_ns: u64,
     /// When the SYN in `frame` was seen, in monotonic nanoseconds.
@@ -67,11 +69,25 @@ impl Waiting {
         Some(Self {
             key: record.key,
             isn: record.isn,
+            group: group_of(record),
             first_ns: record.first_ns,
             seen_ns: record.seen_ns,
             frame: Frame::new(record)?,
             fruitless: 0,
         })
+    }
+}
+
+/// With whom the line of a deferred attempt takes turns: the cgroup of its
+/// process. Whoever has a line without being a process is a group of its own; a
+/// cgroup's line takes turns with those of its processes.
+fn group_of(record: &Deferred) -> Subject {
+    if record.owner.kind == SubjectKind::Process as u32 {
+        // Where nothing is known of the process any more it is 0, a cgroup that
+        // nobody has: all those together get one turn.
+        Subject::numbered(SubjectKind::Cgroup, record.process.cgroup)
+    } else {
+        record.owner
     }
 }
 
@@ -103,7 +119,8 @@ pub trait Kernel {
 /// The lines of one scope.
 #[derive(Debug)]
 struct Lines {
-    turns: Turns<Subject, Waiting>,
+    /// Cgroups take turns, and in each of them its processes.
+    turns: GroupTurns<Subject, Subject, Waiting>,
     /// Attempts whose copies came to nothing, with when they get back into their
     /// line: they hold nobody up meanwhile.
     aside: Vec<(u64, Subject, Waiting)>,
@@ -116,7 +133,7 @@ struct Lines {
 impl Default for Lines {
     fn default() -> Self {
         Self {
-            turns: Turns::default(),
+            turns: GroupTurns::default(),
             aside: Vec::new(),
             look_at_ns: 0,
             prune_at: PRUNE_AT,
@@ -158,7 +175,7 @@ impl Queue {
         let lines = self.scopes.entry(scope).or_default();
         lines
             .turns
-            .insert(owner, waiting, |waiting| waiting.first_ns);
+            .insert(waiting.group, owner, waiting, |waiting| waiting.first_ns);
         if lines.turns.len() >= lines.prune_at {
             let gone = lines.turns.prune_all(|w| kernel.still_waits(&w.key, w.isn));
             debug!("{gone} of those who waited had given up");
@@ -209,7 +226,7 @@ impl Lines {
             if self.aside[at].0 <= now_ns {
                 let (_, owner, waiting) = self.aside.swap_remove(at);
                 self.turns
-                    .insert(owner, waiting, |waiting| waiting.first_ns);
+                    .insert(waiting.group, owner, waiting, |waiting| waiting.first_ns);
             } else {
                 at += 1;
             }
@@ -219,7 +236,7 @@ impl Lines {
     fn serve(&mut self, kernel: &mut impl Kernel, scope: &Subject, fruitless: &mut u32) {
         for _ in 0..OFFERS_AT_ONCE {
             let now_ns = kernel.now_ns();
-            let Some((_, head)) = self.turns.head() else {
+            let Some(head) = self.turns.head() else {
                 self.look_at_ns = now_ns + LOOK_EVERY_NS;
                 return;
             };
@@ -271,7 +288,7 @@ impl Lines {
     /// Leaves the head out for a while, the longer the more often its copies
     /// came to nothing, and passes the turn on.
     fn set_aside(&mut self, now_ns: u64) {
-        if let Some((owner, mut waiting)) = self.turns.serve() {
+        if let Some((_, owner, mut waiting)) = self.turns.serve() {
             let pause_ns = (AGAIN_NS << waiting.fruitless.min(7)).min(ASIDE_MAX_NS);
             waiting.fruitless += 1;
             self.aside.push((now_ns + pause_ns, owner, waiting));
@@ -332,7 +349,7 @@ impl Kernel for Live<'_> {
 mod tests {
     use super::*;
     use std::{cell::RefCell, collections::HashSet};
-    use throttle_common::subject::SubjectKind;
+    use throttle_common::process::Process;
 
     /// A kernel side that gives what it is told to.
     #[derive(Default)]
@@ -388,23 +405,42 @@ mod tests {
         }
     }
 
-    fn waiting(isn: u32) -> Waiting {
+    fn record(owner: Subject, isn: u32) -> Deferred {
         // SAFETY: made of numbers; all zero is a value of it.
         let mut record: Deferred = unsafe { std::mem::zeroed() };
+        record.owner = owner;
         record.isn = isn;
         record.first_ns = u64::from(isn);
         record.frame_len = 60;
         record.transport_offset = 20;
-        Waiting::new(&record).unwrap()
+        record
     }
 
-    fn owner(n: u64) -> Subject {
+    fn cgroup(n: u64) -> Subject {
         Subject::numbered(SubjectKind::Cgroup, n)
     }
 
+    fn push_record(queue: &mut Queue, fake: &Fake, record: &Deferred) {
+        fake.waiting.borrow_mut().insert(record.isn);
+        let waiting = Waiting::new(record).unwrap();
+        queue.push(fake, Subject::default(), record.owner, waiting);
+    }
+
+    /// An attempt of cgroup `of`, of no known process.
     fn push(queue: &mut Queue, fake: &Fake, of: u64, isn: u32) {
-        fake.waiting.borrow_mut().insert(isn);
-        queue.push(fake, Subject::default(), owner(of), waiting(isn));
+        push_record(queue, fake, &record(cgroup(of), isn));
+    }
+
+    /// An attempt of process `pid` in cgroup `of`.
+    fn push_of(queue: &mut Queue, fake: &Fake, of: u64, pid: u32, isn: u32) {
+        let process = Process {
+            tgid: pid,
+            cgroup: of,
+            ..Process::default()
+        };
+        let mut record = record(process.subject(), isn);
+        record.process = process;
+        push_record(queue, fake, &record);
     }
 
     #[test]
@@ -488,6 +524,71 @@ mod tests {
             queue.serve(&mut fake);
         }
         assert_eq!(fake.offered, [300, 301]);
+    }
+
+    #[test]
+    fn children_of_one_cgroup_have_one_turn_beside_another_cgroup() {
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                next_release_ns: 100,
+                ..Fake::default()
+            },
+        );
+        // A program that forks for each attempt, and two neighbours: one in its
+        // cgroup, and in another one a raw socket beside a process.
+        for n in 1..=50 {
+            push_of(&mut queue, &fake, 1, n, n);
+        }
+        push_of(&mut queue, &fake, 1, 99, 60);
+        push_of(&mut queue, &fake, 2, 100, 71);
+        push(&mut queue, &fake, 2, 72);
+        push_of(&mut queue, &fake, 2, 100, 73);
+        for n in 1..=8 {
+            fake.now_ns = n * 100;
+            queue.serve(&mut fake);
+        }
+        assert_eq!(fake.offered, [1, 71, 2, 72, 3, 73, 4, 5]);
+    }
+
+    #[test]
+    fn one_that_was_set_aside_comes_back_to_its_own_group() {
+        let (mut queue, mut fake) = (
+            Queue::default(),
+            Fake {
+                room: 1,
+                poison: Some(1),
+                ..Fake::default()
+            },
+        );
+        fake.next_release_ns = u64::MAX;
+        for isn in [1, 2, 3] {
+            push_of(&mut queue, &fake, 1, isn, isn);
+        }
+        push_of(&mut queue, &fake, 2, 9, 4);
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [4], "the turn passed on to the other cgroup");
+        fake.poison = None;
+        (fake.now_ns, fake.room) = (AGAIN_NS, 9);
+        push_of(&mut queue, &fake, 2, 9, 5);
+        queue.serve(&mut fake);
+        assert_eq!(fake.offered, [4, 2, 5, 3, 1]);
+    }
+
+    #[test]
+    fn processes_of_which_nothing_is_known_any_more_share_a_turn() {
+        let of = |owner: Subject, cgroup: u64| {
+            let mut record = record(owner, 1);
+            record.process.cgroup = cgroup;
+            group_of(&record)
+        };
+        let [one, two] = [7, 8].map(|pid| Subject::process(pid, 1));
+        assert_eq!(of(one, 5), cgroup(5));
+        assert_eq!(of(one, 5), of(two, 5));
+        assert_ne!(of(one, 5), of(one, 6));
+        assert_eq!(of(one, 0), of(two, 0));
+        let source = Subject::source([7; 16]);
+        assert_eq!((of(cgroup(5), 0), of(source, 0)), (cgroup(5), source));
     }
 
     #[test]

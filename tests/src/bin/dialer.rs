@@ -2,14 +2,15 @@
 //! object a line says what became of each attempt.
 //!
 //! ```text
-//! dialer [--every SECONDS] [--close-after SECONDS] [--leave] ADDRESS:PORT...
+//! dialer [--every SECONDS] [--close-after SECONDS] [--leave] [--by-children] ADDRESS:PORT...
 //! ```
 
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 use std::{
     env,
     io::{self, Write},
     net::SocketAddr,
-    process::exit,
+    process::{Command, exit},
     thread,
     time::{Duration, Instant},
 };
@@ -24,9 +25,15 @@ struct Wanted {
     every: Duration,
     close_after: Option<Duration>,
     leave: bool,
+    by_children: bool,
 }
 
 fn main() {
+    // Nobody is to outlive a test: neither this program nor its children.
+    if let Err(error) = set_pdeathsig(Signal::SIGKILL) {
+        eprintln!("{error}");
+        exit(1);
+    }
     let wanted = match parse(env::args().skip(1)) {
         Ok(wanted) => wanted,
         Err(complaint) => {
@@ -34,7 +41,12 @@ fn main() {
             exit(2);
         }
     };
-    if let Err(error) = dial(&wanted) {
+    let done = if wanted.by_children {
+        have_children_dial(&wanted)
+    } else {
+        dial(&wanted)
+    };
+    if let Err(error) = done {
         eprintln!("{error}");
         exit(1);
     }
@@ -52,6 +64,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Wanted, String> {
             "--every" => wanted.every = seconds()?,
             "--close-after" => wanted.close_after = Some(seconds()?),
             "--leave" => wanted.leave = true,
+            "--by-children" => wanted.by_children = true,
             address => {
                 let dst = address.parse().map_err(|e| format!("{address}: {e}"))?;
                 wanted.destinations.push(dst);
@@ -59,6 +72,19 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Wanted, String> {
         }
     }
     Ok(wanted)
+}
+
+/// Leaves each attempt to a process of its own, and stays with them.
+fn have_children_dial(wanted: &Wanted) -> io::Result<()> {
+    let program = env::current_exe()?;
+    let mut children = Vec::new();
+    for dst in &wanted.destinations {
+        children.push(Command::new(&program).arg(dst.to_string()).spawn()?);
+    }
+    for mut child in children {
+        child.wait()?;
+    }
+    Ok(())
 }
 
 /// What has been said about an attempt.
@@ -119,6 +145,7 @@ fn say(event: &str, attempt: &Attempt, after: Duration, errno: Option<i32>) -> i
         "event": event,
         "dst": attempt.dst.to_string(),
         "local": attempt.local.to_string(),
+        "started_ns": attempt.started_ns,
         "after": after.as_secs_f64(),
         "errno": errno,
     });
