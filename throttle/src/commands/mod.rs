@@ -1,16 +1,41 @@
 //! The commands.
 
+mod end;
 mod explain;
 mod log;
 mod run;
 
-use std::process::ExitCode;
+use std::{
+    io::{IsTerminal as _, stdout},
+    process::ExitCode,
+};
 
 use clap::Parser as _;
 use throttle::Error;
 
+pub(crate) use self::end::End;
 use self::log::Log;
 use crate::cli::{Cli, Command};
+
+/// How a command writes what it has to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// Lines for people.
+    Text,
+    /// An object for programs.
+    Json,
+}
+
+impl Format {
+    /// The one for whoever reads the standard output.
+    fn of_stdout() -> Self {
+        if stdout().is_terminal() {
+            Self::Text
+        } else {
+            Self::Json
+        }
+    }
+}
 
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -18,6 +43,7 @@ pub(crate) fn main() -> ExitCode {
     let log = Log::start();
     let result = match cli.command {
         Command::Run(run) => run::run(&run),
+        Command::End(end) => end::end(&end),
         Command::Explain => explain::explain(),
     };
     match result {
