@@ -109,8 +109,15 @@ pub(super) fn unanswered() -> io::Result<Vec<Unanswered>> {
 /// waits for one to connect gets ECONNABORTED.
 pub(super) fn close(sockets: &[Unanswered]) -> Closing {
     let mut closing = Closing::default();
+    let mut asked = match Asked::new() {
+        Ok(asked) => asked,
+        Err(error) => {
+            closing.failed = Some((sockets.len(), error));
+            return closing;
+        }
+    };
     for (at, socket) in sockets.iter().enumerate() {
-        match close_one(socket) {
+        match close_one(&mut asked, socket) {
             Ok(()) => closing.closed += 1,
             // It has gone, or is another one's now.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
@@ -124,8 +131,7 @@ pub(super) fn close(sockets: &[Unanswered]) -> Closing {
     closing
 }
 
-fn close_one(socket: &Unanswered) -> io::Result<()> {
-    let mut asked = Asked::new()?;
+fn close_one(asked: &mut Asked, socket: &Unanswered) -> io::Result<()> {
     let request = request(socket.family, socket.id.clone());
     let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
     asked.send(message, NLM_F_ACK)?;

@@ -87,7 +87,7 @@ pub fn plan_text(plan: &Plan, options: &Options) -> String {
     if *is_first_of_namespace {
         note(
             "it is the first process of a container: all others in there end with it; SIGTERM \
-             does nothing to it unless it asked for it",
+             does nothing to it unless it handles it",
         );
     }
     if *is_stopped {
@@ -144,8 +144,8 @@ pub fn report_text(plan: &Plan, report: &Report) -> String {
     });
     if report.closed_after > 0 {
         lines.push(format!(
-            "closed {} more that other processes hold as well",
-            many(report.closed_after, "unanswered socket")
+            "closed {} more that other processes held as well",
+            report.closed_after
         ));
     }
     if let Some((half_open, deferred)) = report.left
