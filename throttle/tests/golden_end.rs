@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use expect_test::expect_file;
 use nix::sys::signal::Signal;
@@ -151,4 +151,17 @@ fn a_plan_and_what_was_done_for_programs() {
     text += &pretty(&report_json(&little(), Ok(&remains())));
     text += &pretty(&report_json(&little(), Err("dry-run")));
     expect_file!["golden/end.json"].assert_eq(&text);
+}
+
+#[test]
+fn the_help_of_the_command() {
+    let output = Command::new(env!("CARGO_BIN_EXE_throttle"))
+        .args(["end", "--help"])
+        // As wide as it gets.
+        .env("COLUMNS", "100")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    expect_file!["golden/help-end.txt"].assert_eq(&text);
 }

@@ -29,7 +29,7 @@ pub(crate) struct End {
     #[arg(long)]
     force: bool,
 
-    /// How long it may take to end after a signal
+    /// How long it may take to end after SIGTERM
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     wait: Duration,
 
@@ -129,7 +129,7 @@ fn remains(plan: &Plan, report: &Report, options: &Options) -> String {
     let wait = humantime::format_duration(options.wait);
     if options.force {
         format!(
-            "process {pid} still runs {wait} after SIGKILL: the kernel holds it in a system call; \
+            "process {pid} is still there after SIGKILL: the kernel holds it in a system call, and \
              it ends when that does"
         )
     } else if report.is_stopped {

@@ -104,6 +104,8 @@ pub(super) struct Facts {
     pub(super) owners: Vec<Owner>,
     /// How many throttles were asked for them.
     pub(super) throttles: usize,
+    /// Why others could not be.
+    pub(super) unasked: Vec<String>,
 }
 
 /// How sure it is that the process is the one behind the attempts.
@@ -176,7 +178,12 @@ pub enum Refusal {
     /// No throttle runs here that could know who is behind attempts.
     NoThrottle(u32),
     /// None of its attempts is unanswered now.
-    NoAttempts(u32),
+    NoAttempts {
+        /// Its process id.
+        pid: u32,
+        /// Why other throttles could not be asked.
+        unasked: Vec<String>,
+    },
     /// Which process it is, is not certain, and that was not accepted.
     Uncertain(u32),
 }
@@ -198,7 +205,7 @@ impl Refusal {
             Self::Renamed { .. } => "renamed",
             Self::Ambiguous { .. } => "ambiguous",
             Self::NoThrottle(_) => "no-throttle",
-            Self::NoAttempts(_) => "no-attempts",
+            Self::NoAttempts { .. } => "no-attempts",
             Self::Uncertain(_) => "uncertain",
         }
     }
@@ -268,12 +275,18 @@ impl fmt::Display for Refusal {
                 "no throttle runs in this network namespace, so it is not known whether process \
                  {pid} is behind attempts: give the process.entity_id of an event, or use kill"
             ),
-            Self::NoAttempts(pid) => write!(
-                f,
-                "none of the attempts that are unanswered now is process {pid}'s, so it is not \
-                 known whether it is the one that you mean: give the process.entity_id of an event, \
-                 or use kill"
-            ),
+            Self::NoAttempts { pid, unasked } => {
+                write!(
+                    f,
+                    "none of the attempts that are unanswered now is process {pid}'s, so it is not \
+                     known whether it is the one that you mean: give the process.entity_id of an \
+                     event, or use kill"
+                )?;
+                for reason in unasked {
+                    write!(f, "\nnot all throttles could be asked: {reason}")?;
+                }
+                Ok(())
+            }
             Self::Uncertain(pid) => write!(
                 f,
                 "it is not certain that process {pid} is the one behind the attempts: it has its \
@@ -338,7 +351,10 @@ pub(super) fn judge(wanted: &Wanted, facts: &Facts) -> Result<Certainty, Refusal
             now: running.name.clone(),
         }),
         (false, None, None) if facts.throttles == 0 => Err(Refusal::NoThrottle(pid)),
-        (false, None, None) => Err(Refusal::NoAttempts(pid)),
+        (false, None, None) => Err(Refusal::NoAttempts {
+            pid,
+            unasked: facts.unasked.clone(),
+        }),
     }
 }
 
@@ -386,6 +402,7 @@ mod tests {
             running: Some(running(5)),
             owners: vec![owner(5)],
             throttles: 1,
+            unasked: Vec::new(),
         }
     }
 
@@ -461,7 +478,10 @@ mod tests {
     fn a_number_alone_needs_a_throttle_that_knows_of_attempts() {
         let mut facts = facts();
         facts.owners.clear();
-        assert_eq!(judge(&number(700), &facts), Err(Refusal::NoAttempts(700)));
+        facts.unasked.push("look into throttle lab: no".into());
+        let refusal = judge(&number(700), &facts).unwrap_err();
+        assert_eq!(refusal.word(), "no-attempts");
+        assert!(refusal.to_string().contains("throttle lab"), "{refusal}");
         facts.throttles = 0;
         assert_eq!(judge(&number(700), &facts), Err(Refusal::NoThrottle(700)));
     }

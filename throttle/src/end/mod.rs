@@ -43,10 +43,15 @@ pub use tell::{plan_text, refusal_json, report_json, report_text};
 use judge::{Certainty, Facts, Owner, Running, Start, judge};
 use pidfd::Pidfd;
 
+/// How long a process may take to end by SIGKILL, at least: it has a say in nothing,
+/// but its memory is to be given back.
+const KILL_TAKES: Duration = Duration::from_secs(5);
+
 /// How a process is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// How long it may take to end after a signal.
+    /// How long it may take to end after a signal; after SIGKILL it gets at least
+    /// 5 s.
     pub wait: Duration,
     /// Whether it gets SIGKILL when it has not ended by SIGTERM.
     pub force: bool,
@@ -181,7 +186,7 @@ impl Wanted {
 }
 
 /// Ends the process `tgid` that started at `start_ns` (see [`Wanted::process`]),
-/// and says nothing of it. It may take twice [`Options::wait`].
+/// and says nothing of it. It may take as long as [`Options::wait`] allows.
 ///
 /// # Errors
 ///
@@ -285,6 +290,7 @@ impl Prepared {
                 .filter_map(|(_, attempts)| owner(pid, attempts))
                 .collect(),
             throttles: throttles.all.len(),
+            unasked: throttles.problems.clone(),
         };
         let certainty = judge(wanted, &facts)?;
         let (Some((handle, live)), Some(running)) = (found, facts.running) else {
@@ -362,7 +368,11 @@ impl Prepared {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(error) => return Err(failed(pid, error).into()),
             }
-            at_most = options.wait;
+            at_most = if signal == Signal::SIGKILL {
+                options.wait.max(KILL_TAKES)
+            } else {
+                options.wait
+            };
         }
         report.took = begun.elapsed();
         if report.has_ended {

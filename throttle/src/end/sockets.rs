@@ -215,8 +215,11 @@ impl Asked {
                 NetlinkPayload::Done(_) => return Ok(None),
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(None),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::Overrun(_) => {
+                    return Err(io::Error::other("the kernel lost a part of its answer"));
+                }
                 // Nothing, and what nobody sends.
-                _ => {}
+                NetlinkPayload::Noop | _ => {}
             }
         }
     }

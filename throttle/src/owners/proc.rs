@@ -133,11 +133,13 @@ impl Live {
     pub(crate) fn sockets(&self) -> io::Result<HashSet<u64>> {
         let files = self.with_memory().fd().map_err(io_error)?;
         // One that cannot be read was closed meanwhile.
-        let sockets = files.flatten().filter_map(|file| match file.target {
-            FDTarget::Socket(inode) => Some(inode),
-            _ => None,
-        });
-        Ok(sockets.collect())
+        let mut sockets = HashSet::new();
+        for file in files.flatten() {
+            if let FDTarget::Socket(inode) = file.target {
+                sockets.insert(inode);
+            }
+        }
+        Ok(sockets)
     }
 
     /// Whether it is a thread of the kernel's own.
@@ -250,7 +252,9 @@ fn io_error(error: ProcError) -> io::Error {
         ProcError::PermissionDenied(_) => io::ErrorKind::PermissionDenied.into(),
         ProcError::NotFound(_) => io::ErrorKind::NotFound.into(),
         ProcError::Io(error, _) => error,
-        other => io::Error::other(other),
+        error @ (ProcError::Incomplete(_) | ProcError::Other(_) | ProcError::InternalError(_)) => {
+            io::Error::other(error)
+        }
     }
 }
 
