@@ -174,10 +174,14 @@ fn its_unanswered_sockets_are_closed_and_it_ends() {
 
 #[test]
 fn who_waits_for_a_closed_socket_is_told_that_it_was_aborted() {
-    let Watched { lab, .. } = &watched();
+    let Watched { lab, throttle, .. } = &watched();
     let mut program = DialProgram::heedless(&lab.client).to(twenty()).start();
     program.wait_for(20, "started", SOON);
-    let id = entity_id(program.pid());
+    let event = throttle.wait_event("limit reached", SOON, |event| {
+        event["event"]["action"] == "connection-attempt-deferred"
+    });
+    let id = event["process"]["entity_id"].as_str().unwrap();
+    assert_eq!(id, entity_id(program.pid()));
     let finished = end(&lab.client, &["--wait=100ms", &program.pid().to_string()]);
     assert_eq!(finished.code(), Some(1), "{}", finished.stderr);
     assert!(
@@ -203,7 +207,7 @@ fn who_waits_for_a_closed_socket_is_told_that_it_was_aborted() {
     assert_eq!(told(&finished)["reason"], "no-attempts");
     assert!(program.is_running());
 
-    let finished = end(&lab.client, &["--force", "--wait=100ms", &id]).expect_success();
+    let finished = end(&lab.client, &["--force", "--wait=100ms", id]).expect_success();
     assert!(!program.is_running());
     let last = told(&finished);
     assert_eq!(last["signals"], serde_json::json!(["SIGTERM", "SIGKILL"]));
