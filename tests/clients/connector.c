@@ -1,12 +1,16 @@
 /* Dials 198.51.100.1 and on, port 1024, without waiting for answers, as a
- * program without a runtime would. Usage: connector COUNT plain|thread|fork|exit
+ * program without a runtime would. Usage: connector COUNT WAY,
+ * which is plain, thread, fork, exit, leave, family or late
  *
  * Prints the ids of the process and of the thread that dials, and then waits to
- * be killed; with exit, ends at once.
+ * be killed; with exit, ends at once. With leave it ends too, but a child keeps
+ * the sockets. With family, a child dials as well as itself. With
+ * late it dials once more when it is told to end, and leaves those to a child.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +49,14 @@ static void *in_thread(void *unused)
 	return unused;
 }
 
+static void leave(int unused)
+{
+	dial();
+	if (fork() == 0)
+		pause();
+	_exit(0);
+}
+
 int main(int argc, char **argv)
 {
 	pthread_t thread;
@@ -63,6 +75,24 @@ int main(int argc, char **argv)
 		prctl(PR_SET_PDEATHSIG, 9);
 		dial();
 		say();
+		pause();
+	} else if (!strcmp(argv[2], "leave")) {
+		dial();
+		if (fork() == 0)
+			pause();
+		say();
+	} else if (!strcmp(argv[2], "late")) {
+		signal(SIGTERM, leave);
+		dial();
+		say();
+		pause();
+	} else if (!strcmp(argv[2], "family")) {
+		dial();
+		if (fork() == 0) {
+			prctl(PR_SET_PDEATHSIG, 9);
+			dial();
+			say();
+		}
 		pause();
 	} else if (!strcmp(argv[2], "exit")) {
 		say();

@@ -597,6 +597,16 @@ impl DialProgram {
         }
     }
 
+    /// The same, but it ignores SIGTERM.
+    pub fn heedless(namespace: &Namespace) -> Self {
+        Self {
+            program: namespace
+                .program("sh")
+                .args(["-c", r#"trap "" TERM; exec "$0" "$@""#])
+                .arg(helper_path()),
+        }
+    }
+
     /// Dials these, in this order.
     pub fn to(mut self, destinations: impl IntoIterator<Item = SocketAddr>) -> Self {
         self.program = self

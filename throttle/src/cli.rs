@@ -11,7 +11,7 @@ use throttle::{
     settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
 
-use crate::commands::{detach::Detach, generate::Generate, set::Set, status::Status};
+use crate::commands::{detach::Detach, end::End, generate::Generate, set::Set, status::Status};
 
 /// Limits half-open outbound TCP connections.
 ///
@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Set(Set),
     /// Remove everything of throttle, and nothing else
     Detach(Detach),
+    /// End the program behind attempts
+    End(End),
     /// Say what event 4226 means and what to do now
     Explain,
     /// Write man pages and completions, for whoever builds packages

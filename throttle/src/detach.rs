@@ -1,22 +1,15 @@
 //! Removes what throttles have attached, and nothing else.
 
-use std::{
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
-    time::Duration,
-};
+use std::time::Duration;
 
 use log::debug;
-use nix::{
-    libc,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::Signal,
-};
+use nix::{libc, sys::signal::Signal};
 
 use crate::{
     Error, Result, attach,
     instance::{Daemon, Instance},
     interface::{self, Interface},
+    pidfd::Pidfd,
 };
 
 /// Ends the daemon of `instance`, if one runs, and removes its kernel side.
@@ -78,7 +71,7 @@ pub async fn remove_orphans_of(interface: &Interface) -> Result<usize> {
 /// Asks a daemon to end, and waits until it has.
 fn end(daemon: &Daemon, name: &str, patience: Duration) -> Result<()> {
     let what = format!("end the daemon of throttle {name} (pid {})", daemon.pid);
-    let process = match open(daemon.pid) {
+    let process = match Pidfd::open(daemon.pid) {
         Ok(process) => process,
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
         Err(error) => return Err(Error::failed(what, error)),
@@ -91,47 +84,14 @@ fn end(daemon: &Daemon, name: &str, patience: Duration) -> Result<()> {
         debug!("{what}: it has ended already");
         return Ok(());
     }
-    send(&process, Signal::SIGTERM).map_err(|error| Error::failed(&*what, error))?;
-    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-    let mut on = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut on, timeout) {
-        Ok(1..) => Ok(()),
-        Ok(_) => Err(Error::Refused(format!(
-            "{what}: it did not end within {}; `kill -9 {}` ends it, then run this again",
-            humantime::format_duration(patience),
-            daemon.pid
-        ))),
-        Err(error) => Err(Error::failed(what, error)),
+    let failed = |error| Error::failed(&*what, error);
+    process.send(Some(Signal::SIGTERM)).map_err(failed)?;
+    if process.has_ended_within(patience).map_err(failed)? {
+        return Ok(());
     }
-}
-
-/// A descriptor of the process: it stays that process's, whoever gets its number
-/// (`pidfd_open`, since Linux 5.3).
-fn open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: numbers only.
-    let returned = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    match i32::try_from(returned) {
-        // SAFETY: a descriptor that nobody else has.
-        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
-    }
-}
-
-fn send(process: &OwnedFd, signal: Signal) -> io::Result<()> {
-    let none = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: without a siginfo the kernel makes one.
-    let returned = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            process.as_raw_fd(),
-            signal as i32,
-            none,
-            0,
-        )
-    };
-    if returned < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    Err(Error::Refused(format!(
+        "{what}: it did not end within {}; `kill -9 {}` ends it, then run this again",
+        humantime::format_duration(patience),
+        daemon.pid
+    )))
 }

@@ -36,6 +36,16 @@ pub enum Error {
         /// What the kernel said.
         reason: Box<dyn StdError + Send + Sync>,
     },
+    /// The caller may not do this to a process. Exit code 3.
+    #[error("{what}: {}\n{remedy}", because(.reason.as_ref()))]
+    Denied {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        reason: Box<dyn StdError + Send + Sync>,
+        /// What to do about it.
+        remedy: String,
+    },
     /// The kernel lacks something. Exit code 4.
     #[error("{what}: {lacks}\n{remedy}")]
     Kernel {
@@ -55,7 +65,7 @@ impl Error {
         match self {
             Self::Failed { .. } | Self::Refused(_) => 1,
             Self::Usage(_) => 2,
-            Self::Privilege { .. } => 3,
+            Self::Privilege { .. } | Self::Denied { .. } => 3,
             Self::Kernel { .. } => 4,
         }
     }

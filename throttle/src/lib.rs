@@ -8,7 +8,8 @@
 //! is behind attempts), [`episodes`] and [`watch`] (what goes on in a scope),
 //! [`event`] and [`encode`] (what is told of it), [`teller`] and [`output`] (how it
 //! gets out), [`privileges`] (what the daemon may do), [`notify`] (what a service
-//! manager is told), [`daemon`] (all of it running).
+//! manager is told), [`daemon`] (all of it running), [`detach`] (removed again),
+//! [`end`] (a program is ended).
 
 pub mod attach;
 pub mod attempts;
@@ -16,6 +17,7 @@ pub mod clock;
 pub mod daemon;
 pub mod detach;
 pub mod encode;
+pub mod end;
 pub mod episodes;
 pub mod error;
 pub mod event;
@@ -29,6 +31,7 @@ pub mod notify;
 pub mod object;
 pub mod output;
 pub mod owners;
+mod pidfd;
 pub mod pins;
 pub mod privileges;
 pub mod queue;

@@ -38,6 +38,12 @@ const INITIAL_PIDS: &str = "pid:[4026531836]";
 /// The compiled programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("THROTTLE_EBPF_OBJECT"));
 
+/// Whether process ids are here what they are for the programs: this is the
+/// initial pid namespace, or there is no telling.
+pub(crate) fn sees_all_processes() -> bool {
+    fs::read_link("/proc/self/ns/pid").map_or(true, |own| own == Path::new(INITIAL_PIDS))
+}
+
 /// The compiled programs, as they are loaded: an ELF object.
 #[must_use]
 pub const fn bytes() -> &'static [u8] {
@@ -323,7 +329,7 @@ impl Object {
                  CONFIG_DEBUG_INFO_BTF"
             );
         }
-        if fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own != Path::new(INITIAL_PIDS)) {
+        if !sees_all_processes() {
             warn!(
                 "programs are named by what the kernel notes alone, without executables and parents: \
                  throttle is not in the initial pid namespace, where that is found (in a container: \

@@ -31,6 +31,7 @@ What to do now
      expect? Keep it throttled while you look: it can do little harm so.
        ls -l /proc/<pid>/exe; cat /proc/<pid>/cmdline | tr '\0' ' '
      Then end it, and find out how it came there.
+       throttle end <pid>                     shows what it will do, and asks
   4. Are the destinations hosts that ought to answer? Then look at the network:
        ip route get <address>; traceroute -T -p <port> <address>
 "#;

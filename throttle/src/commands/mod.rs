@@ -1,6 +1,7 @@
 //! The commands.
 
 pub(crate) mod detach;
+pub(crate) mod end;
 mod explain;
 pub(crate) mod generate;
 mod log;
@@ -30,6 +31,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(args) => status::status(&args),
         Command::Set(args) => set::set(&args),
         Command::Detach(args) => detach::detach(&args),
+        Command::End(end) => end::end(&end),
         Command::Explain => explain::explain(),
         Command::Generate(generate) => generate::generate(&generate),
     };

@@ -99,13 +99,15 @@ impl Hierarchy {
 
     /// Whether `path` is that of the control group `id`.
     pub(super) fn is_path_of(&self, path: &[u8], id: u64) -> bool {
-        let Some(below) = below(&self.root, path) else {
-            return false;
-        };
-        let at = [self.point.as_slice(), below].concat();
+        self.id_of(path) == Some(id)
+    }
+
+    /// The id of the control group of this path.
+    pub(super) fn id_of(&self, path: &[u8]) -> Option<u64> {
+        let at = [self.point.as_slice(), below(&self.root, path)?].concat();
         // A group's id is its inode number where inode numbers have 64 bits
         // (kernfs_ino in include/linux/kernfs.h).
-        inode(&at) == Some(id)
+        inode(&at)
     }
 
     fn path_of(&self, directory: &OwnedFd) -> Option<Vec<u8>> {

@@ -30,9 +30,9 @@ mod proc;
 mod recent;
 
 pub use container::container_of;
+pub(crate) use proc::{Live, process_of_thread};
 
 use cgroup::{Found, Hierarchy, Members};
-use proc::Live;
 use recent::Recent;
 
 /// Most processes that are remembered.
@@ -192,6 +192,12 @@ impl Names {
         }
     }
 
+    /// The process `pid` as it is now, seen through `live`. None if it has ended.
+    pub(crate) fn now(&mut self, pid: u32, live: &Live) -> Option<Process> {
+        let cgroup = live.cgroup().map(|path| self.cgroup_at(&path));
+        self.running(pid, live, cgroup)
+    }
+
     /// The control group of this id.
     pub fn cgroup(&mut self, id: u64) -> Cgroup {
         self.cgroup_of(id, None)
@@ -286,6 +292,16 @@ impl Names {
         cgroup
     }
 
+    /// The control group of this path. Its id is 0 if there is no telling.
+    fn cgroup_at(&mut self, path: &[u8]) -> Cgroup {
+        let hierarchy = self.hierarchy.as_ref();
+        Cgroup {
+            id: hierarchy.and_then(|h| h.id_of(path)).unwrap_or(0),
+            container: container_of(path),
+            path: Some(Name::new(path)),
+        }
+    }
+
     fn find(&self, id: u64) -> Found {
         self.hierarchy
             .as_ref()
@@ -301,7 +317,7 @@ impl Names {
             Some(Members::Threads(ids)) => ids
                 .into_iter()
                 .take(SEARCHED_PROCESSES)
-                .filter_map(proc::process_of_thread)
+                .filter_map(process_of_thread)
                 .collect(),
             None => return Vec::new(),
         };
@@ -336,6 +352,12 @@ impl Names {
 
     /// A process that the kernel has not recorded, of the control group `cgroup`.
     fn member(&mut self, pid: u32, live: &Live, cgroup: u64) -> Option<Process> {
+        let cgroup = self.cgroup_of(cgroup, Some(live));
+        self.running(pid, live, Some(cgroup))
+    }
+
+    /// A process as /proc has it.
+    fn running(&mut self, pid: u32, live: &Live, cgroup: Option<Cgroup>) -> Option<Process> {
         let user = live.user()?;
         let facts = Facts::of(live, self.with_args);
         Some(Process {
@@ -348,7 +370,7 @@ impl Names {
             entity_id: self.entity_id(pid, facts.start_ticks),
             user: self.user(user),
             parent: facts.parent,
-            cgroup: Some(self.cgroup_of(cgroup, Some(live))),
+            cgroup,
             has_exited: facts.has_exited,
         })
     }
@@ -373,7 +395,7 @@ fn recorded_name(known: &Known) -> Name {
 }
 
 /// The id of this boot of this machine.
-fn boot_id() -> Uuid {
+pub(crate) fn boot_id() -> Uuid {
     std::fs::read("/proc/sys/kernel/random/boot_id")
         .ok()
         .and_then(|text| Uuid::try_parse_ascii(text.trim_ascii()).ok())
@@ -384,11 +406,12 @@ const NANOS: u64 = 1_000_000_000;
 
 /// Nanoseconds since boot as the clock ticks in which /proc tells them
 /// (`nsec_to_clock_t` in kernel/time/time.c).
-fn ticks_of(boot_ns: u64) -> u64 {
+pub(crate) fn ticks_of(boot_ns: u64) -> u64 {
     boot_ns / (NANOS / procfs::ticks_per_second())
 }
 
-fn nanos_of(ticks: u64) -> u64 {
+/// Clock ticks since boot as nanoseconds.
+pub(crate) fn nanos_of(ticks: u64) -> u64 {
     ticks.saturating_mul(NANOS / procfs::ticks_per_second())
 }
 

@@ -3,9 +3,17 @@
 //! Its files are read as bytes: the name, the arguments and the paths are the
 //! process's own choice.
 
-use std::{collections::HashSet, io::Read as _, os::unix::fs::MetadataExt as _};
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+};
 
-use procfs::process::{FDTarget, Process, Stat};
+use procfs::{
+    ProcError,
+    process::{FDTarget, Process, Stat},
+};
 
 use crate::{event::Parent, name::Name};
 
@@ -18,6 +26,9 @@ const FILE_MAX: u64 = 1 << 16;
 /// Most bytes that are read of a table of sockets.
 const TABLE_MAX: u64 = 1 << 22;
 
+/// `PF_KTHREAD` of include/linux/sched.h.
+const KERNEL_THREAD: u32 = 0x0020_0000;
+
 /// What stands for arguments that are left out.
 const LEFT_OUT: &str = "…";
 
@@ -27,7 +38,7 @@ const LEFT_OUT: &str = "…";
 /// the process and not to its number: once the process has been reaped there is
 /// nothing to read, even if another one has got the number.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(crate) struct Live {
     process: Process,
     stat: Stat,
     /// Another thread of it, if the main one has ended: that has no memory and
@@ -37,7 +48,7 @@ pub(super) struct Live {
 
 impl Live {
     /// The process `pid`, unless it has ended. A zombie has.
-    pub(super) fn open(pid: u32) -> Option<Self> {
+    pub(crate) fn open(pid: u32) -> Option<Self> {
         let process = Process::new(i32::try_from(pid).ok()?).ok()?;
         let stat = process.stat().ok()?;
         let thread = if !has_ended(&stat) {
@@ -62,12 +73,12 @@ impl Live {
     }
 
     /// When it started, in clock ticks since boot.
-    pub(super) fn start_ticks(&self) -> u64 {
+    pub(crate) fn start_ticks(&self) -> u64 {
         self.stat.starttime
     }
 
     /// Its name: comm of the main thread.
-    pub(super) fn name(&self) -> Option<Name> {
+    pub(crate) fn name(&self) -> Option<Name> {
         comm(&self.process)
     }
 
@@ -110,8 +121,52 @@ impl Live {
 
     /// Which network namespace it is in.
     pub(super) fn network(&self) -> Option<u64> {
-        let space = self.with_memory().open_relative("ns/net").ok()?;
-        Some(space.metadata().ok()?.ino())
+        Some(self.network_namespace().ok()?.metadata().ok()?.ino())
+    }
+
+    /// Its network namespace, open.
+    pub(crate) fn network_namespace(&self) -> io::Result<File> {
+        self.with_memory().open_relative("ns/net").map_err(io_error)
+    }
+
+    /// The inodes of the sockets among its files.
+    pub(crate) fn sockets(&self) -> io::Result<HashSet<u64>> {
+        let files = self.with_memory().fd().map_err(io_error)?;
+        // One that cannot be read was closed meanwhile.
+        let mut sockets = HashSet::new();
+        for file in files.flatten() {
+            if let FDTarget::Socket(inode) = file.target {
+                sockets.insert(inode);
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// Whether it is a thread of the kernel's own.
+    pub(crate) fn is_kernel_thread(&self) -> bool {
+        self.stat.flags & KERNEL_THREAD != 0
+    }
+
+    /// Whether it is stopped at this moment, by a signal or a debugger.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.process
+            .stat()
+            .is_ok_and(|stat| matches!(stat.state, 'T' | 't'))
+    }
+
+    /// Whether it is the first process of a pid namespace below the reader's: with
+    /// it end all others in there.
+    pub(crate) fn is_first_of_namespace(&self) -> bool {
+        let ids = line_of_status(&self.process, "NSpid:").unwrap_or_default();
+        let ids: Vec<&str> = ids.split_ascii_whitespace().collect();
+        ids.len() > 1 && ids.last() == Some(&"1")
+    }
+
+    /// The process id of its parent; 0 if that is not known.
+    pub(crate) fn parent_id(&self) -> u32 {
+        let stat = self.process.stat().ok();
+        stat.and_then(|stat| u32::try_from(stat.ppid).ok())
+            .unwrap_or(0)
     }
 
     /// The inodes of all raw and packet sockets of its network namespace.
@@ -148,7 +203,7 @@ impl Live {
 }
 
 /// The process that the thread `tid` belongs to.
-pub(super) fn process_of_thread(tid: u32) -> Option<u32> {
+pub(crate) fn process_of_thread(tid: u32) -> Option<u32> {
     let thread = Process::new(i32::try_from(tid).ok()?).ok()?;
     number_in_status(&thread, "Tgid:")
 }
@@ -179,11 +234,28 @@ fn comm(process: &Process) -> Option<Name> {
 /// The first number after `key` in `status`. The kernel escapes line breaks in the
 /// name, which is also in there.
 fn number_in_status(process: &Process, key: &str) -> Option<u32> {
+    let value = line_of_status(process, key)?;
+    value.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// What comes after `key` in its line of `status`.
+fn line_of_status(process: &Process, key: &str) -> Option<String> {
     let raw = read(process, "status", FILE_MAX)?;
     let mut lines = raw.split(|byte| *byte == b'\n');
     let value = lines.find_map(|line| line.strip_prefix(key.as_bytes()))?;
-    let value = std::str::from_utf8(value).ok()?;
-    value.split_ascii_whitespace().next()?.parse().ok()
+    String::from_utf8(value.to_vec()).ok()
+}
+
+/// What the kernel said, as far as it is known.
+fn io_error(error: ProcError) -> io::Error {
+    match error {
+        ProcError::PermissionDenied(_) => io::ErrorKind::PermissionDenied.into(),
+        ProcError::NotFound(_) => io::ErrorKind::NotFound.into(),
+        ProcError::Io(error, _) => error,
+        error @ (ProcError::Incomplete(_) | ProcError::Other(_) | ProcError::InternalError(_)) => {
+            io::Error::other(error)
+        }
+    }
 }
 
 /// At most `most` bytes of one of its files.
