@@ -12,6 +12,7 @@
 pub mod attach;
 pub mod attempts;
 pub mod clock;
+pub mod config;
 pub mod daemon;
 pub mod encode;
 pub mod episodes;
