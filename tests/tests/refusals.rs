@@ -310,7 +310,7 @@ fn a_name_that_no_interface_can_have_is_named() {
     let namespace = namespace(&["eth0"]);
     for name in ["", "an-interface-with-a-long-name", "a/b"] {
         let finished = refused(&namespace, &["-i", name]);
-        let named = format!("interface {name}");
+        let named = format!("'{name}' for '--interface <IFACE>'");
         assert_says(
             &finished,
             USAGE,
