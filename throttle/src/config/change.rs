@@ -81,11 +81,13 @@ pub fn changes_live(old: &Config, new: &Config) -> Result<Vec<Change>, Vec<Needs
 }
 
 fn change(key: Key, old: &Config, new: &Config) -> Option<Change> {
-    let named = old.name.is_some() || new.name.is_some();
-    let (old, new) = match key {
+    let is_named = old.name.is_some() || new.name.is_some();
+    let (old, new) = if key == Key::Name && is_named {
         // Called the same, whether it is said or not.
-        Key::Name if named => (old.called().map(Value::from), new.called().map(Value::from)),
-        _ => (old.value(key), new.value(key)),
+        let called = |config: &Config| config.called().map(Value::from);
+        (called(old), called(new))
+    } else {
+        (old.value(key), new.value(key))
     };
     let what = match (&old, &new) {
         (Some(Value::Array(old)), Some(Value::Array(new))) => came_and_went(old, new)?,

@@ -20,7 +20,7 @@ use toml::{
 };
 
 use super::{
-    Config, Key, Layer, key, parse_enterprise_number, parse_interface, parse_name,
+    Key, Layer, key, parse_enterprise_number, parse_interface, parse_name,
     print::{line, name_of, sample},
 };
 use crate::{
@@ -69,9 +69,12 @@ type Found = (usize, String);
 pub fn read(path: &Path) -> Result<Layer> {
     let named = Name::of_path(path);
     let usage = |reason: &str| Error::Usage(format!("read {named}: {reason}"));
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => usage("there is no such file"),
-        _ => Error::failed(format!("read {named}"), error),
+    let failed = |error: io::Error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            usage("there is no such file")
+        } else {
+            Error::failed(format!("read {named}"), error)
+        }
     };
     let file = OpenOptions::new()
         .read(true)
@@ -107,7 +110,7 @@ pub fn read(path: &Path) -> Result<Layer> {
     };
     // As an editor leaves it for a moment while it writes. Read again then, it
     // must not put the defaults in force.
-    if text.trim().is_empty() {
+    if text.trim_start_matches('\u{feff}').trim().is_empty() {
         return Err(usage(
             "it is empty; for the defaults, write a comment into it",
         ));
@@ -237,13 +240,7 @@ fn plain(message: &str) -> String {
 
 /// How a key is written, for example.
 fn written(key: Key) -> String {
-    let value = Config::default().value(key);
-    // An empty list shows nothing.
-    let is_empty = value.as_ref().and_then(toml::Value::as_array);
-    match value {
-        Some(value) if is_empty.is_none_or(|list| !list.is_empty()) => line(key, &value),
-        Some(_) | None => line(key, &sample(key)),
-    }
+    line(key, &sample(key))
 }
 
 /// What a value is called, with its article.
@@ -322,7 +319,7 @@ impl Reader<'_, '_> {
     /// A mistake in one value, which may be one of a list.
     fn wrong(&self, at: &Spanned<DeValue<'_>>, why: impl Display) -> Found {
         // What others wrote may be in it.
-        let why = harmless(&why.to_string());
+        let why = Name::new(why.to_string());
         (at.span().start, format!("{}: {why}", self.key))
     }
 
@@ -339,10 +336,9 @@ impl Reader<'_, '_> {
         at: &Spanned<DeValue<'_>>,
         read: impl Fn(&str) -> Result<T, E>,
     ) -> Result<T, Found> {
-        match at.get_ref() {
-            DeValue::String(text) => read(text).map_err(|why| self.wrong(at, why)),
-            _ => Err(self.misfit(at, "a text in quotes")),
-        }
+        let text = at.get_ref().as_str();
+        let text = text.ok_or_else(|| self.misfit(at, "a text in quotes"))?;
+        read(text).map_err(|why| self.wrong(at, why))
     }
 
     fn text<T, E: Display>(&self, read: impl Fn(&str) -> Result<T, E>) -> Result<T, Vec<Found>> {
@@ -354,51 +350,43 @@ impl Reader<'_, '_> {
         &self,
         read: impl Fn(&str) -> Result<T, E>,
     ) -> Result<Vec<T>, Vec<Found>> {
-        match self.value.get_ref() {
-            DeValue::String(_) => Ok(vec![self.text(read)?]),
-            DeValue::Array(list) => {
-                let (mut all, mut found) = (Vec::new(), Vec::new());
-                for item in list.iter() {
-                    match self.one(item, &read) {
-                        Ok(item) => all.push(item),
-                        Err(mistake) => found.push(mistake),
-                    }
-                    if found.len() >= TOLD {
-                        break;
-                    }
-                }
-                if found.is_empty() {
-                    Ok(all)
-                } else {
-                    Err(found)
-                }
+        if self.value.get_ref().is_str() {
+            return Ok(vec![self.text(read)?]);
+        }
+        let list = self.value.get_ref().as_array();
+        let list = list.ok_or_else(|| vec![self.misfit(self.value, "texts in quotes")])?;
+        let (mut all, mut found) = (Vec::new(), Vec::new());
+        for item in list.iter() {
+            match self.one(item, &read) {
+                Ok(item) => all.push(item),
+                Err(mistake) => found.push(mistake),
             }
-            _ => Err(vec![self.misfit(self.value, "texts in quotes")]),
+            if found.len() >= TOLD {
+                break;
+            }
+        }
+        if found.is_empty() {
+            Ok(all)
+        } else {
+            Err(found)
         }
     }
 
     fn number<T, E: Display>(&self, read: impl Fn(&str) -> Result<T, E>) -> Result<T, Vec<Found>> {
-        match self.value.get_ref() {
-            DeValue::Integer(number) => {
-                let digits = number.as_str();
-                // What is too large for any number is left as it is, to be refused.
-                let decimal = u64::from_str_radix(digits, number.radix())
-                    .map_or_else(|_| digits.to_owned(), |number| number.to_string());
-                read(&decimal).map_err(|why| vec![self.wrong(self.value, why)])
-            }
-            _ => Err(vec![
-                self.misfit(self.value, "a whole number without quotes"),
-            ]),
-        }
+        const WANTED: &str = "a whole number without quotes";
+        let number = self.value.get_ref().as_integer();
+        let number = number.ok_or_else(|| vec![self.misfit(self.value, WANTED)])?;
+        let digits = number.as_str();
+        // What is too large for any number is left as it is, to be refused.
+        let decimal = u64::from_str_radix(digits, number.radix())
+            .map_or_else(|_| digits.to_owned(), |number| number.to_string());
+        read(&decimal).map_err(|why| vec![self.wrong(self.value, why)])
     }
 
     fn flag(&self) -> Result<bool, Vec<Found>> {
-        match self.value.get_ref() {
-            DeValue::Boolean(flag) => Ok(*flag),
-            _ => Err(vec![
-                self.misfit(self.value, "true or false without quotes"),
-            ]),
-        }
+        const WANTED: &str = "true or false without quotes";
+        let flag = self.value.get_ref().as_bool();
+        flag.ok_or_else(|| vec![self.misfit(self.value, WANTED)])
     }
 
     fn choice<T: ValueEnum>(&self) -> Result<T, Vec<Found>> {
@@ -416,11 +404,6 @@ impl Reader<'_, '_> {
             ))
         })
     }
-}
-
-/// The text without what could play tricks on a terminal.
-fn harmless(text: &str) -> String {
-    Name::new(text).to_string()
 }
 
 #[cfg(test)]

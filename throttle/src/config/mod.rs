@@ -400,9 +400,10 @@ mod tests {
         for key in Key::all() {
             let help = key.find(&command).unwrap().get_help().unwrap().to_string();
             let told = help.split_once("[default: ").map(|(_, rest)| rest);
-            let value = default.value(key).map(|value| match value {
-                toml::Value::String(text) => text,
-                other => other.to_string(),
+            let value = default.value(key);
+            let value = value.map(|value| match value.as_str() {
+                Some(text) => text.to_owned(),
+                None => value.to_string(),
             });
             match (key, value) {
                 (Key::Output | Key::Name, None) => assert!(told.is_some(), "{help}"),

@@ -66,14 +66,31 @@ fn texts<T: ToString>(texts: &[T]) -> Value {
     Value::Array(texts.collect())
 }
 
-/// What a key could be that has no value.
+/// What a key could be: its default, or an example where that shows nothing.
 pub(super) fn sample(key: Key) -> Value {
-    match key {
+    let default = Config::default().value(key);
+    let is_telling = |value: &Value| value.as_array().is_none_or(|list| !list.is_empty());
+    let example = || match key {
         Key::Interface => texts(&["eth0"]),
         Key::Exempt => texts(&["10.0.0.0/8"]),
         Key::Output => "json".into(),
-        _ => "eth0".into(),
-    }
+        Key::Name
+        | Key::Keep
+        | Key::Limit
+        | Key::Rate
+        | Key::AttemptTimeout
+        | Key::MaxDelay
+        | Key::KnownFor
+        | Key::Scope
+        | Key::Mode
+        | Key::Direction
+        | Key::Pacing
+        | Key::Hook
+        | Key::SyslogEnterpriseNumber
+        | Key::WithArgs
+        | Key::WithDestinations => "eth0".into(),
+    };
+    default.filter(is_telling).unwrap_or_else(example)
 }
 
 /// As it is called on the command line.
