@@ -174,16 +174,16 @@ fn of_several_throttles_each_is_called_by_its_name() {
             "-i",
             "pod0",
             "--direction=ingress",
-            "--name=pods in general",
+            "--name=pods-in-general",
             "--limit=8",
         ],
     );
     let unclear = throttle(&lab.client, &["set", "--limit=9"]);
     assert_eq!(unclear.code(), Some(2));
-    for name in ["eth0", "pods in general"] {
+    for name in ["eth0", "pods-in-general"] {
         assert!(unclear.stderr.contains(name), "{}", unclear.stderr);
     }
-    set(&lab, &["--name=pods in general", "--limit=9"]);
+    set(&lab, &["--name=pods-in-general", "--limit=9"]);
     let limits = |found: &Value| -> Vec<(String, u64)> {
         let all = found["throttles"].as_array().unwrap().iter();
         all.map(|of| {
@@ -195,12 +195,12 @@ fn of_several_throttles_each_is_called_by_its_name() {
     let found = status(&lab.client, None);
     assert_eq!(
         limits(&found),
-        [("eth0".into(), 7), ("pods in general".into(), 9)]
+        [("eth0".into(), 7), ("pods-in-general".into(), 9)]
     );
     throttle(&lab.client, &["detach", "--name=eth0"]).expect_success();
     assert!(one.wait(SOON).status.success());
     let found = status(&lab.client, None);
-    assert_eq!(limits(&found), [("pods in general".into(), 9)]);
+    assert_eq!(limits(&found), [("pods-in-general".into(), 9)]);
     // Others do not see what is not theirs.
     assert_eq!(status(&lab.far, None), json!({ "throttles": [] }));
     two.stop().expect_success();

@@ -43,6 +43,7 @@ fn with_two_keepers(lab: &Lab, work: impl FnOnce() + Send, seconds: u64) {
                         settings,
                         hook: Hook::Auto,
                         keep: false,
+                        reload: None,
                     };
                     let mut throttle = Throttle::start(plan).await.unwrap();
                     deferred.send(()).unwrap();

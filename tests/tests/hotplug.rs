@@ -239,7 +239,7 @@ fn an_interface_that_moves_away_takes_no_program_along() {
 #[test]
 fn a_pattern_that_makes_no_sense_is_refused() {
     let namespace = Namespace::new("hotplug");
-    for pattern in ["veth[", "a/*", "a-pattern-that-is-far-too-long*"] {
+    for pattern in ["veth[", "a/*"] {
         let refused = Throttle::run(&namespace, &["-i", pattern]).output();
         assert_eq!(refused.code(), Some(2), "{pattern}: {}", refused.stderr);
         assert!(refused.stderr.contains(pattern), "{}", refused.stderr);

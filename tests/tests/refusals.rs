@@ -310,7 +310,7 @@ fn a_name_that_no_interface_can_have_is_named() {
     let namespace = namespace(&["eth0"]);
     for name in ["", "an-interface-with-a-long-name", "a/b"] {
         let finished = refused(&namespace, &["-i", name]);
-        let named = format!("interface {name}");
+        let named = format!("'{name}' for '--interface <IFACE>'");
         assert_says(
             &finished,
             USAGE,
@@ -788,12 +788,15 @@ fn killed_outright_it_leaves_filters_at_clsact_that_let_everything_pass() {
         (0..20).all(|n| !capture.so_far().syns_to(dead(100 + n)).is_empty())
     });
 
-    // The next one works beside them, and leaves them as they are.
-    let next = AtWork::start(&lab.client, &args);
+    // The next one takes them away, and leaves the qdisc, which was there.
+    let next = Throttle::start(&lab.client, &args);
     let _again = lab.dial((200..206).map(dead));
-    next.running
-        .wait_event("the limit is reached again", SOON, |_| true);
-    next.end_by(SIGINT);
+    next.wait_event("the limit is reached again", SOON, |_| true);
+    assert_eq!(HookState::of(&lab.client).filters.len(), 2);
+    next.stop_by(SIGINT).expect_success();
+    let after = HookState::of(&lab.client);
+    assert!(after.filters.is_empty(), "{after:?}");
+    assert!(after.qdiscs.contains("clsact"));
 
     lab.client.tc("qdisc del dev eth0 clsact");
     assert_eq!(HookState::of(&lab.client), at_work.before);

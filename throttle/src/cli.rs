@@ -1,15 +1,9 @@
 //! The command line.
 
-use std::time::Duration;
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use throttle::{
-    Settings,
-    attach::Hook,
-    encode::{EXAMPLE_ENTERPRISE, Format},
-    exempt::Exempt,
-    settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
-};
+use throttle::config::{Layer, Source};
 
 use crate::commands::{detach::Detach, end::End, generate::Generate, set::Set, status::Status};
 
@@ -27,7 +21,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Attach to interfaces, keep the queue, and tell of events until stopped
-    Run(Run),
+    Run(Box<Run>),
     /// Say what is attached, its settings, and what goes on in each scope
     Status(Status),
     /// Change the settings of a throttle at work; says what is in force then
@@ -61,97 +55,25 @@ network alone:
 #[derive(Debug, Args)]
 #[command(after_long_help = RUN_EXAMPLES)]
 pub(crate) struct Run {
-    /// Interface to attach to, or a pattern ('veth*'); may be given more than once
-    #[arg(short, long = "interface", value_name = "IFACE", required = true)]
-    pub(crate) interfaces: Vec<String>,
+    #[command(flatten)]
+    flags: Layer,
 
-    /// Half-open attempts there may be at once
-    #[arg(long, value_name = "N", default_value = "50", value_parser = parse_limit)]
-    limit: u64,
+    /// Configuration file, in TOML, with the long names of these flags as its
+    /// keys; flags win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 
-    /// How fast attempts over the limit are let out: N/s or N/m
-    #[arg(long, value_name = "RATE", default_value = "10/s")]
-    rate: Rate,
-
-    /// For how long an unanswered attempt counts
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_span)]
-    attempt_timeout: Duration,
-
-    /// How much may wait in a line: what is let out in this time
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_span)]
-    max_delay: Duration,
-
-    /// For how long an endpoint that answered is let through uncounted; 0 for a
-    /// strict limit
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
-    known_for: Duration,
-
-    /// What the limit applies to: each has its own count and queue
-    #[arg(long, value_enum, default_value = "interface")]
-    scope: Scope,
-
-    /// Destination that no limit applies to: a network or an address, at one
-    /// port or at all; may be given more than once
-    #[arg(long, value_name = "CIDR[:PORT]")]
-    exempt: Vec<Exempt>,
-
-    /// What is done with attempts over the limit
-    #[arg(long, value_enum, default_value = "enforce")]
-    mode: Mode,
-
-    /// Which way the attempts cross the interface
-    #[arg(long, value_enum, default_value = "egress")]
-    direction: Direction,
-
-    /// Who lets attempts over the limit out
-    #[arg(long, value_enum, default_value = "auto")]
-    pacing: Pacing,
-
-    /// By which hook the programs are attached
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(crate) hook: Hook,
-
-    /// Enforcement goes on when the daemon ends, however it ends; the next one
-    /// of the same name adopts it
+    /// Print what flags, file and defaults come to, as a configuration file, and
+    /// do nothing else
     #[arg(long)]
-    pub(crate) keep: bool,
-
-    /// What the throttle is called, for other commands [default: the first
-    /// interface]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) name: Option<String>,
-
-    /// How events are written [default: text on a terminal, else json]
-    #[arg(short, long, value_enum, value_name = "FORMAT")]
-    pub(crate) output: Option<Format>,
-
-    /// Private enterprise number that syslog's structured data goes under; the
-    /// default is the one for examples
-    #[arg(long, value_name = "N", default_value_t = EXAMPLE_ENTERPRISE, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) syslog_enterprise_number: u32,
-
-    /// Tell programs' arguments too; they may hold secrets
-    #[arg(long)]
-    pub(crate) with_args: bool,
-
-    /// Tell more than one example of the destinations
-    #[arg(long)]
-    pub(crate) with_destinations: bool,
+    pub(crate) print_config: bool,
 }
 
 impl Run {
-    pub(crate) fn settings(&self) -> Settings {
-        Settings {
-            limit: self.limit,
-            rate: self.rate,
-            attempt_timeout: self.attempt_timeout,
-            max_delay: self.max_delay,
-            known_for: self.known_for,
-            scope: self.scope,
-            exempt: self.exempt.clone(),
-            mode: self.mode,
-            direction: self.direction,
-            pacing: self.pacing,
+    pub(crate) fn source(&self) -> Source {
+        Source {
+            flags: self.flags.clone(),
+            file: self.config.clone(),
         }
     }
 }
@@ -166,12 +88,38 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn run(args: &[&str]) -> Result<Run, clap::Error> {
+        let args = [&["throttle", "run"], args].concat();
+        Cli::try_parse_from(args).map(|cli| match cli.command {
+            Command::Run(run) => *run,
+            _ => panic!("this is not run"),
+        })
+    }
+
     #[test]
-    fn the_defaults_are_those_of_the_library() {
-        let cli = Cli::parse_from(["throttle", "run", "-i", "eth0"]);
-        let Command::Run(run) = cli.command else {
-            panic!("not run")
-        };
-        assert_eq!(run.settings(), Settings::default());
+    fn flags_that_are_not_given_say_nothing() {
+        let source = run(&["--config", "throttle.toml"]).unwrap().source();
+        assert_eq!(source.flags, Layer::default());
+        assert_eq!(source.file, Some("throttle.toml".into()));
+    }
+
+    #[test]
+    fn an_interface_is_needed_unless_a_file_may_name_it() {
+        assert!(run(&[]).is_err());
+        for args in [&["-i", "eth0"][..], &["--config=x"], &["--print-config"]] {
+            assert!(run(args).is_ok(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_switched_on_can_be_switched_off() {
+        let keep = |args: &[&str]| run(&[&["-i", "eth0"], args].concat()).map(|run| run.flags.keep);
+        assert_eq!(keep(&[]).unwrap(), None);
+        assert_eq!(keep(&["--keep"]).unwrap(), Some(true));
+        assert_eq!(keep(&["--keep=true"]).unwrap(), Some(true));
+        assert_eq!(keep(&["--keep=false"]).unwrap(), Some(false));
+        assert!(keep(&["--keep=0"]).is_err());
+        // What follows is no value of it.
+        assert!(keep(&["--keep", "false"]).is_err());
     }
 }

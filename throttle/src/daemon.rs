@@ -29,12 +29,14 @@ use uuid::Uuid;
 use crate::{
     Error, Result, Settings,
     attach::{self, Attachment, Hook, Place},
-    clock, detach,
+    clock,
+    config::Change,
+    detach,
     episodes::{Point, Report},
     error::errno_of,
     event,
     instance::{self, Instance, Registration},
-    interface::{self, Change, Interface, Wanted},
+    interface::{self, Interface, Wanted},
     maps::{self, Maps},
     name::Name,
     notify,
@@ -64,8 +66,21 @@ const RESUME_NS: u64 = 1_000 * NANOS_PER_MILLI;
 /// Records that are read in one go before the queue is served.
 const RECORDS_AT_ONCE: usize = 512;
 
+/// Where settings come from, when they are asked for again.
+pub trait Reload {
+    /// Reads them: the settings, the interfaces, and what differs from those in
+    /// force.
+    ///
+    /// # Errors
+    ///
+    /// When they make no sense, or cannot be changed live.
+    fn read(&mut self) -> Result<(Settings, Wanted, Vec<Change>)>;
+
+    /// What was read is in force now.
+    fn accept(&mut self);
+}
+
 /// What is to be done: which throttle, where, how.
-#[derive(Debug, Clone)]
 pub struct Plan {
     /// What it is called. Without a name nobody finds it.
     pub name: Option<String>,
@@ -77,6 +92,8 @@ pub struct Plan {
     pub hook: Hook,
     /// Whether they stay when the daemon ends.
     pub keep: bool,
+    /// Where to read the settings again at SIGHUP; without it, that ends it.
+    pub reload: Option<Box<dyn Reload>>,
 }
 
 /// The throttle on its interfaces.
@@ -111,7 +128,8 @@ pub struct Throttle {
     /// Interfaces that could not be attached to, which was said.
     failing: HashSet<u32>,
     signals: Signals,
-    changes: BoxStream<'static, Change>,
+    changes: BoxStream<'static, interface::Change>,
+    reload: Option<Box<dyn Reload>>,
 }
 
 /// The signals that ask it to end.
@@ -123,14 +141,24 @@ struct Signals {
     hangup: Option<Signal>,
 }
 
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// To end.
+    End,
+    /// What a terminal sends that is closed, and what asks a daemon to read its
+    /// settings again.
+    HangUp,
+}
+
 impl Signals {
-    fn listen() -> Result<Self> {
+    fn listen(reloads: bool) -> Result<Self> {
         let on =
             |kind: SignalKind| signal(kind).map_err(|e| Error::failed("listen for signals", e));
         Ok(Self {
             interrupt: on(SignalKind::interrupt())?,
             terminate: on(SignalKind::terminate())?,
-            hangup: if ignores_hangup() {
+            hangup: if ignores_hangup() && !reloads {
                 None
             } else {
                 Some(on(SignalKind::hangup())?)
@@ -139,7 +167,7 @@ impl Signals {
     }
 
     /// Waits until one of them comes, or has come.
-    async fn any(&mut self) {
+    async fn any(&mut self) -> Asked {
         let Self {
             interrupt,
             terminate,
@@ -152,9 +180,9 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup => {}
+            _ = interrupt.recv() => Asked::End,
+            _ = terminate.recv() => Asked::End,
+            _ = hangup => Asked::HangUp,
         }
     }
 }
@@ -221,11 +249,12 @@ impl Throttle {
             settings,
             hook,
             keep,
+            reload,
         } = plan;
         settings.check()?;
         // Before anything is attached: from then on a signal must not end it
         // without detaching, and no interface come or go unnoticed.
-        let (signals, changes) = (Signals::listen()?, interface::changes()?);
+        let (signals, changes) = (Signals::listen(reload.is_some())?, interface::changes()?);
         let interfaces = wanted.find().await?;
         let registration = register(name.as_deref(), keep)?;
         let interfaces = without_taken(interfaces, &wanted, name.as_deref())?;
@@ -303,6 +332,7 @@ impl Throttle {
             failing: HashSet::new(),
             signals,
             changes,
+            reload,
         };
         // Before the first SYN can be deferred.
         throttle.beat()?;
@@ -503,6 +533,62 @@ impl Throttle {
         }
     }
 
+    /// Reads the settings again and puts them in force: all of them or none.
+    async fn reload(&mut self) {
+        notify::reloading();
+        match self.read_again().await {
+            Ok(changes) if changes.is_empty() => info!("read the configuration again: no change"),
+            Ok(changes) => {
+                for change in changes {
+                    info!("in force: {change}");
+                }
+            }
+            Err(error) => {
+                error!("the configuration is not read again, and nothing changes: {error}")
+            }
+        }
+        notify::ready(&self.at_work());
+    }
+
+    async fn read_again(&mut self) -> Result<Vec<Change>> {
+        let Some(mut reload) = self.reload.take() else {
+            return Ok(Vec::new());
+        };
+        let result = self.put_in_force(reload.as_mut()).await;
+        if result.is_ok() {
+            reload.accept();
+        }
+        self.reload = Some(reload);
+        result
+    }
+
+    async fn put_in_force(&mut self, reload: &mut dyn Reload) -> Result<Vec<Change>> {
+        let (settings, wanted, changes) = reload.read()?;
+        // One that is wanted by name has to be there.
+        let interfaces = without_taken(wanted.find().await?, &wanted, self.name.as_deref())?;
+        self.change(&settings)?;
+        self.wanted = wanted;
+        let unwanted = |a: &Attachment| !interfaces.iter().any(|of| of.index == a.interface.index);
+        while let Some(at) = self.attachments.iter().position(unwanted) {
+            let attachment = self.attachments.swap_remove(at);
+            info!(
+                "detached from {}, which is not wanted any more",
+                attachment.interface.name
+            );
+            attachment.detach().await;
+        }
+        for interface in interfaces {
+            self.there(interface).await;
+        }
+        Ok(changes)
+    }
+
+    /// What it does, for a service manager.
+    #[must_use]
+    pub fn at_work(&self) -> String {
+        format!("attached to {}", self.attached())
+    }
+
     /// Something was missed: compares with what there is.
     async fn look_around(&mut self) -> Result<()> {
         let there = interface::all().await?;
@@ -533,7 +619,7 @@ impl Throttle {
         /// Of more, only the number is said.
         const NAMED: usize = 8;
         if self.attachments.is_empty() {
-            return "nothing yet".into();
+            return "nothing".into();
         }
         if self.attachments.len() > NAMED {
             return format!("{} interfaces", self.attachments.len());
@@ -565,7 +651,12 @@ impl Throttle {
             tokio::select! {
                 // The queue first: what is due is not kept waiting by what comes in.
                 biased;
-                () = self.signals.any() => return Ok(()),
+                asked = self.signals.any() => {
+                    if asked == Asked::End || self.reload.is_none() {
+                        return Ok(());
+                    }
+                    self.reload().await;
+                }
                 result = output.closed() => {
                     debug!("no more events get out");
                     return result;
@@ -595,7 +686,8 @@ impl Throttle {
         }
     }
 
-    async fn changed(&mut self, change: Change) -> Result<()> {
+    async fn changed(&mut self, change: interface::Change) -> Result<()> {
+        use interface::Change;
         match change {
             Change::There(interface) => {
                 self.there(interface).await;
@@ -749,7 +841,8 @@ impl Throttle {
                  it is back"
             )));
         }
-        warn!("interface {name} vanished; attached to {}", self.attached());
+        let still = self.attached();
+        warn!("interface {name} vanished; still attached to {still}");
         Ok(())
     }
 

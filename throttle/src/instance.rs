@@ -13,6 +13,7 @@ use std::{
         unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -28,6 +29,10 @@ use crate::{
     maps::Maps,
     pins::{self, Pins},
 };
+
+/// For how long a registration is tried that somebody holds: those who only look
+/// do so for less than a millisecond.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Where running daemons are registered.
 const RUN: &str = "/run/throttle";
@@ -210,6 +215,7 @@ impl Registration {
         let folder = Path::new(RUN).join(namespace()?);
         let path = folder.join(escaped(name));
         let what = || format!("register in {}", path.display());
+        let deadline = Instant::now() + PATIENCE;
         loop {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -237,6 +243,10 @@ impl Registration {
                     if there.is_some() && there == here {
                         return Ok(Self { path, file });
                     }
+                }
+                // Whoever looks around holds it for a moment.
+                Err((_, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
                 }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let mut text = String::new();

@@ -164,6 +164,12 @@ pub async fn names() -> Result<Vec<(u32, String)>> {
         .collect())
 }
 
+/// Whether this is a pattern, and no name.
+#[must_use]
+pub fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
 /// The interfaces that an operator wants: by name, or all that fit a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
@@ -180,18 +186,7 @@ impl Wanted {
     pub fn new(words: &[String]) -> Result<Self> {
         let (mut names, mut patterns) = (Vec::new(), Vec::new());
         for word in words {
-            if word.contains(['*', '?', '[']) {
-                // Nothing could ever fit.
-                let fixed = word
-                    .chars()
-                    .filter(|c| c.is_alphanumeric() || *c == '-')
-                    .count();
-                if word.contains(['/', '\0']) || fixed > 15 && !word.contains('[') {
-                    return Err(Error::Usage(format!(
-                        "interface pattern {word}: no interface can be called so; write for example \
-                         'veth*'"
-                    )));
-                }
+            if is_pattern(word) {
                 patterns.push(glob::Pattern::new(word).map_err(|error| {
                     Error::Usage(format!(
                         "interface pattern {word}: {}; write for example 'veth*'",

@@ -1,7 +1,7 @@
 //! A limit on half-open outbound TCP connections, enforced in the kernel.
 //!
 //! Read the modules in this order: [`settings`] (what an operator chooses),
-//! [`interface`] (what a device is), [`layout`] (where the kernel keeps things),
+//! [`config`] (by flags and a file), [`interface`] (what a device is), [`layout`] (where the kernel keeps things),
 //! [`object`] (the eBPF programs and maps, loaded), [`attach`] (the programs on a device), [`maps`] (typed access to the
 //! maps), [`resend`] (the packet socket and what is mended in a frame before it
 //! leaves), [`queue`] (the lines, and who is offered a release), [`owners`] (who
@@ -14,6 +14,7 @@
 pub mod attach;
 pub mod attempts;
 pub mod clock;
+pub mod config;
 pub mod daemon;
 pub mod detach;
 pub mod encode;

@@ -2,10 +2,11 @@
 
 use std::io::{IsTerminal as _, stdout};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use log::debug;
 use throttle::{
-    daemon::{Plan, Throttle},
+    config::{Change, Config, Source},
+    daemon::{Plan, Reload, Throttle},
     encode::{Format, Host},
     interface::Wanted,
     notify,
@@ -15,25 +16,46 @@ use throttle::{
     teller::Teller,
 };
 
+use super::{print, runtime};
 use crate::cli::Run;
 
 pub(crate) fn run(run: &Run) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?
-        .block_on(attached(run))
+    let source = run.source();
+    let config = source.load()?;
+    if run.print_config {
+        return print(&config.to_string());
+    }
+    config.require_interface()?;
+    runtime()?.block_on(attached(source, config))
 }
 
-async fn attached(run: &Run) -> Result<()> {
-    let plan = Plan {
-        name: run.name.clone().or_else(|| run.interfaces.first().cloned()),
-        wanted: Wanted::new(&run.interfaces)?,
-        settings: run.settings(),
-        hook: run.hook,
-        keep: run.keep,
-    };
-    let format = run.output.unwrap_or_else(|| {
+/// The file, read again when somebody asks for that.
+struct File {
+    source: Source,
+    /// What is in force.
+    running: Config,
+    /// What was read, and is about to be.
+    read: Option<Config>,
+}
+
+impl Reload for File {
+    fn read(&mut self) -> throttle::Result<(throttle::Settings, Wanted, Vec<Change>)> {
+        let (config, changes) = self.source.reload(&self.running)?;
+        let wanted = Wanted::new(&config.interfaces)?;
+        let settings = config.settings.clone();
+        self.read = Some(config);
+        Ok((settings, wanted, changes))
+    }
+
+    fn accept(&mut self) {
+        if let Some(config) = self.read.take() {
+            self.running = config;
+        }
+    }
+}
+
+async fn attached(source: Source, config: Config) -> Result<()> {
+    let format = config.output.unwrap_or_else(|| {
         if stdout().is_terminal() {
             Format::Text
         } else {
@@ -41,10 +63,24 @@ async fn attached(run: &Run) -> Result<()> {
         }
     });
     let host = Host {
-        enterprise: run.syslog_enterprise_number,
+        enterprise: config.syslog_enterprise_number,
         ..Host::this()
     };
-    let mut teller = Teller::new(Names::new(run.with_args), run.with_destinations);
+    let mut teller = Teller::new(Names::new(config.with_args), config.with_destinations);
+    let plan = Plan {
+        name: config.called().map(str::to_owned),
+        wanted: Wanted::new(&config.interfaces)?,
+        settings: config.settings.clone(),
+        hook: config.hook,
+        keep: config.keep,
+        reload: source.file.is_some().then(|| -> Box<dyn Reload> {
+            Box::new(File {
+                source,
+                running: config,
+                read: None,
+            })
+        }),
+    };
     let mut throttle = Throttle::start(plan).await?;
     // Before the output has threads, which keep what there is when they start.
     let kept = privileges::keep_what_running_needs();
@@ -52,7 +88,7 @@ async fn attached(run: &Run) -> Result<()> {
     let result = match kept {
         Ok(kept) => {
             debug!("privileges from now on: {kept:?}");
-            notify::ready(&format!("attached to {}", throttle.attached()));
+            notify::ready(&throttle.at_work());
             throttle.run(&mut output).await
         }
         Err(error) => Err(error),
