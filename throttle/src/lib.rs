@@ -7,7 +7,8 @@
 //! leaves), [`queue`] (the lines, and who is offered a release), [`owners`] (who
 //! is behind attempts), [`episodes`] and [`watch`] (what goes on in a scope),
 //! [`event`] and [`encode`] (what is told of it), [`teller`] and [`output`] (how it
-//! gets out), [`daemon`] (all of it running).
+//! gets out), [`daemon`] (all of it running), [`top`] (who has attempts, for people at a
+//! terminal).
 
 pub mod attach;
 pub mod attempts;
@@ -31,6 +32,7 @@ pub mod queue;
 pub mod resend;
 pub mod settings;
 pub mod teller;
+pub mod top;
 pub mod watch;
 
 pub use error::{Error, Result};
