@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use throttle::config::{Layer, Source};
 
-use crate::commands::{detach::Detach, end::End, generate::Generate, set::Set, status::Status};
+use crate::commands::{
+    detach::Detach, end::End, generate::Generate, set::Set, status::Status, top::Top,
+};
 
 /// Limits half-open outbound TCP connections.
 ///
@@ -30,6 +32,7 @@ pub(crate) enum Command {
     Detach(Detach),
     /// End the program behind attempts
     End(End),
+    Top(Top),
     /// Say what event 4226 means and what to do now
     Explain,
     /// Write man pages and completions, for whoever builds packages

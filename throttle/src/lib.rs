@@ -9,7 +9,8 @@
 //! [`event`] and [`encode`] (what is told of it), [`teller`] and [`output`] (how it
 //! gets out), [`privileges`] (what the daemon may do), [`notify`] (what a service
 //! manager is told), [`daemon`] (all of it running), [`detach`] (removed again),
-//! [`end`] (a program is ended).
+//! [`top`] (who has attempts, for people at a terminal), [`end`] (a program is
+//! ended).
 
 pub mod attach;
 pub mod attempts;
@@ -39,6 +40,7 @@ pub mod queue;
 pub mod resend;
 pub mod settings;
 pub mod teller;
+pub mod top;
 pub mod watch;
 
 pub use error::{Error, Result};

@@ -168,7 +168,7 @@ impl Teller {
 }
 
 /// What is known of the process `subject`: at least its number and its start.
-fn known_as(subject: &Subject, process: &Known) -> Known {
+pub(crate) fn known_as(subject: &Subject, process: &Known) -> Known {
     if process.is_known() && process.subject() == *subject {
         return *process;
     }

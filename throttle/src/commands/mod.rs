@@ -8,6 +8,7 @@ mod log;
 mod run;
 pub(crate) mod set;
 pub(crate) mod status;
+pub(crate) mod top;
 
 use std::{
     io::{self, IsTerminal as _, Write as _, stdout},
@@ -32,6 +33,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Set(args) => set::set(&args),
         Command::Detach(args) => detach::detach(&args),
         Command::End(end) => end::end(&end),
+        Command::Top(top) => top::top(&top),
         Command::Explain => explain::explain(),
         Command::Generate(generate) => generate::generate(&generate),
     };
