@@ -36,6 +36,27 @@ const fn programs(direction: Direction, link: Link) -> (&'static str, &'static s
     }
 }
 
+/// Every program that is attached to devices.
+pub(crate) fn all_programs() -> impl Iterator<Item = &'static str> {
+    let all = [Direction::Egress, Direction::Ingress].into_iter();
+    all.flat_map(|direction| [(direction, Link::Ethernet), (direction, Link::Ip)])
+        .flat_map(|(direction, link)| {
+            let (out, into) = programs(direction, link);
+            [out, into]
+        })
+}
+
+/// Whether a program of this name is one of throttle's. Of a name the kernel
+/// keeps 15 bytes (`BPF_OBJ_NAME_LEN` of include/uapi/linux/bpf.h, with a closing
+/// NUL), `tc` keeps all.
+#[must_use]
+pub fn is_ours(name: &[u8]) -> bool {
+    const KEPT: usize = 15;
+    all_programs()
+        .map(str::as_bytes)
+        .any(|own| own == name || own.get(..KEPT) == Some(name))
+}
+
 /// The programs, attached to one device. They are detached when this is
 /// dropped; [`detach`](Self::detach) also removes a clsact qdisc that was added
 /// for them.
@@ -190,6 +211,27 @@ impl Attachment {
                 warn!("the clsact qdisc stays on {name}: somebody else's filter uses it now")
             }
             Err(error) => debug!("{name}: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_programs_are_known_by_the_names_that_the_kernel_keeps() {
+        assert_eq!(all_programs().count(), 8);
+        for name in [
+            "out_egress_ether",
+            "out_egress_ethe",
+            "in_ingress_ethe",
+            "in_egress_ip",
+        ] {
+            assert!(is_ours(name.as_bytes()), "{name}");
+        }
+        for name in ["", "out_egress", "out_egress_eth", "cil_from_netdev"] {
+            assert!(!is_ours(name.as_bytes()), "{name}");
         }
     }
 }

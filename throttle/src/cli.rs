@@ -11,6 +11,8 @@ use throttle::{
     settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
 
+use crate::commands::Doctor;
+
 /// Limits half-open outbound TCP connections.
 ///
 /// A program that dials addresses that do not answer is held to a fixed rate;
@@ -26,6 +28,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Attach to interfaces, keep the queue, and tell of events until stopped
     Run(Run),
+    /// Say whether this machine can do it, what is missing, and what to do about it
+    Doctor(Doctor),
     /// Say what event 4226 means and what to do now
     Explain,
 }

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Where running daemons are registered.
-const RUN: &str = "/run/throttle";
+pub const RUN: &str = "/run/throttle";
 
 /// A throttle.
 #[derive(Debug, Clone, PartialEq, Eq)]

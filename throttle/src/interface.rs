@@ -43,8 +43,7 @@ impl Interface {
     /// When there is none, or its frames start with neither Ethernet nor IP.
     pub async fn find(name: &str) -> Result<Self> {
         let what = format!("find interface {name}");
-        // IFNAMSIZ of include/uapi/linux/if.h, with its closing NUL.
-        if name.is_empty() || name.len() >= 16 || name.contains(['/', '\0']) {
+        if !can_be_name(name) {
             return Err(Error::Usage(format!(
                 "{what}: this cannot be the name of an interface; `ip link` lists those there are"
             )));
@@ -67,27 +66,42 @@ impl Interface {
             }
             Err(error) => return Err(Error::failed(what, error)),
         };
-        let link = match message.header.link_layer_type {
-            LinkLayerType::Ether | LinkLayerType::Loopback => Link::Ethernet,
-            LinkLayerType::None
-            | LinkLayerType::Tunnel
-            | LinkLayerType::Tunnel6
-            | LinkLayerType::Sit
-            | LinkLayerType::Ipgre
-            | LinkLayerType::Ppp
-            | LinkLayerType::Rawip => Link::Ip,
-            other => {
-                return Err(Error::Refused(format!(
-                    "{what}: its frames are of type {other:?}; throttle reads Ethernet and plain IP \
-                     only. Attach to the device above or below it"
-                )));
-            }
-        };
+        let kind = message.header.link_layer_type;
+        let link = link_of(kind).ok_or_else(|| {
+            Error::Refused(format!(
+                "{what}: its frames are of type {kind:?}; throttle reads Ethernet and plain IP only. \
+                 Attach to the device above or below it"
+            ))
+        })?;
         Ok(Self {
             index: message.header.index,
             name: name.to_owned(),
             link,
         })
+    }
+}
+
+/// Whether an interface can be called so.
+#[must_use]
+pub fn can_be_name(name: &str) -> bool {
+    // IFNAMSIZ of include/uapi/linux/if.h, with its closing NUL.
+    !name.is_empty() && name.len() < 16 && !name.contains(['/', '\0'])
+}
+
+/// How the frames of a device of this kind start. None if throttle cannot read
+/// them.
+#[must_use]
+pub const fn link_of(kind: LinkLayerType) -> Option<Link> {
+    match kind {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Some(Link::Ethernet),
+        LinkLayerType::None
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ppp
+        | LinkLayerType::Rawip => Some(Link::Ip),
+        _ => None,
     }
 }
 

@@ -7,12 +7,13 @@
 //! leaves), [`queue`] (the lines, and who is offered a release), [`owners`] (who
 //! is behind attempts), [`episodes`] and [`watch`] (what goes on in a scope),
 //! [`event`] and [`encode`] (what is told of it), [`teller`] and [`output`] (how it
-//! gets out), [`daemon`] (all of it running).
+//! gets out), [`daemon`] (all of it running), [`doctor`] (whether it can run here).
 
 pub mod attach;
 pub mod attempts;
 pub mod clock;
 pub mod daemon;
+pub mod doctor;
 pub mod encode;
 pub mod episodes;
 pub mod error;
