@@ -7,7 +7,7 @@ use throttle_common::frame::Link;
 
 use super::{
     Finding, Lack,
-    facts::{Device, Tcx},
+    facts::{Device, Has, Tcx},
     first_of, in_command,
     netlink::{Filter, Slot},
 };
@@ -33,10 +33,12 @@ pub struct Interface {
     pub departure_times: bool,
     /// What is in the place of the clsact qdisc.
     pub slot: Option<Slot>,
-    /// Programs on what comes in, in the order they run.
-    pub ingress: Vec<Entry>,
-    /// Programs on what goes out, in the order they run.
-    pub egress: Vec<Entry>,
+    /// Programs on what comes in, in the order they run; none if not all could be
+    /// seen.
+    pub ingress: Option<Vec<Entry>>,
+    /// Programs on what goes out, in the order they run; none if not all could be
+    /// seen.
+    pub egress: Option<Vec<Entry>>,
     /// What that means.
     pub findings: Vec<Finding>,
 }
@@ -80,15 +82,15 @@ enum Wording {
 /// by one, and in groups.
 pub(super) fn judge(
     devices: &[Device],
-    has_tcx: bool,
+    tcx: &Has,
     asked: &[String],
 ) -> (Vec<Interface>, Vec<Group>) {
     let mut interfaces = Vec::new();
     let mut groups: Vec<(Group, Vec<Finding>)> = Vec::new();
     let mut known: HashMap<String, usize> = HashMap::new();
     for device in wanted(devices, asked) {
-        let one = interface(&device, has_tcx, !asked.is_empty());
-        let any = said(&device, has_tcx, !asked.is_empty(), Wording::Any);
+        let one = interface(&device, tcx, !asked.is_empty());
+        let any = said(&device, tcx, !asked.is_empty(), Wording::Any);
         let group = *known.entry(key(&any)).or_insert_with(|| {
             let group = Group {
                 names: Vec::new(),
@@ -160,14 +162,14 @@ fn not_there(name: &str) -> Interface {
         qdisc: None,
         departure_times: false,
         slot: None,
-        ingress: Vec::new(),
-        egress: Vec::new(),
+        ingress: None,
+        egress: None,
         findings: vec![finding],
         name,
     }
 }
 
-fn interface(device: &Device, has_tcx: bool, asked: bool) -> Interface {
+fn interface(device: &Device, tcx: &Has, asked: bool) -> Interface {
     Interface {
         name: Name::new(&device.name).to_string(),
         index: Some(device.index),
@@ -179,9 +181,9 @@ fn interface(device: &Device, has_tcx: bool, asked: bool) -> Interface {
         qdisc: device.qdisc.as_ref().map(Name::to_string),
         departure_times: keeps_departure_times(device),
         slot: device.slot,
-        ingress: entries(device, 0),
-        egress: entries(device, 1),
-        findings: said(device, has_tcx, asked, Wording::One),
+        ingress: all_entries(device, 0),
+        egress: all_entries(device, 1),
+        findings: said(device, tcx, asked, Wording::One),
     }
 }
 
@@ -198,7 +200,12 @@ fn keeps_departure_times(device: &Device) -> bool {
     }
 }
 
-/// What is on the hook in this direction, in the order it runs: TCX first
+fn all_entries(device: &Device, direction: usize) -> Option<Vec<Entry>> {
+    let all = matches!(device.tcx[direction], Ok(Tcx::Programs(_)));
+    (all && device.filters[direction].is_ok()).then(|| entries(device, direction))
+}
+
+/// What is seen on the hook in this direction, in the order it runs: TCX first
 /// (`sch_handle_ingress` in net/core/dev.c).
 fn entries(device: &Device, direction: usize) -> Vec<Entry> {
     let mut entries = Vec::new();
@@ -242,7 +249,7 @@ impl Entry {
 }
 
 /// All that is to be said of a device.
-fn said(device: &Device, has_tcx: bool, asked: bool, wording: Wording) -> Vec<Finding> {
+fn said(device: &Device, tcx: &Has, asked: bool, wording: Wording) -> Vec<Finding> {
     let name = match wording {
         Wording::One => in_command(&device.name),
         Wording::Any => "IFACE".into(),
@@ -253,9 +260,9 @@ fn said(device: &Device, has_tcx: bool, asked: bool, wording: Wording) -> Vec<Fi
         return findings;
     }
     findings.extend(pacing(device, &check, &name));
-    findings.extend(slot(device, has_tcx, asked, &check, &name));
+    findings.extend(slot(device, tcx, asked, &check, &name));
     for (direction, what) in ["what comes in", "what goes out"].into_iter().enumerate() {
-        findings.extend(programs(device, direction, what, &check, wording));
+        findings.extend(programs(device, direction, tcx, what, &check, wording));
     }
     findings
 }
@@ -299,25 +306,26 @@ fn pacing(device: &Device, check: &str, name: &str) -> Option<Finding> {
         "{found}: releases are exact while the daemon runs; without it they go out at their senders' \
          retransmissions"
     );
-    Some(
-        Finding::note(check, found)
-            .needed_for("releases by departure time, which need no daemon")
-            .remedy(remedy),
-    )
+    let finding = Finding::note(check, found).remedy(remedy);
+    Some(finding.needed_for("releases by departure time"))
 }
 
-fn slot(device: &Device, has_tcx: bool, asked: bool, check: &str, name: &str) -> Option<Finding> {
+fn slot(device: &Device, tcx: &Has, asked: bool, check: &str, name: &str) -> Option<Finding> {
     if device.slot != Some(Slot::Ingress) {
         return None;
     }
-    let found = "an ingress qdisc is in the place of clsact";
-    let finding = match (has_tcx, asked) {
-        (true, _) => Finding::note(check, format!("{found}; TCX works beside it"))
-            .needed_for("--hook clsact"),
-        (false, true) => Finding::missing(Lack::Interface, check, found)
-            .needed_for("attaching the programs without TCX"),
+    let found = "an ingress qdisc is in the place of clsact: ";
+    let finding = match (*tcx == Has::Yes, asked) {
+        (true, _) => {
+            let found = format!("{found}TCX works beside it, --hook clsact does not");
+            Finding::note(check, found)
+        }
+        (false, true) => {
+            let found = format!("{found}without TCX nothing can be attached");
+            Finding::missing(Lack::Interface, check, found)
+        }
         (false, false) => {
-            Finding::note(check, found).needed_for("attaching the programs without TCX")
+            Finding::note(check, format!("{found}without TCX nothing can be attached"))
         }
     };
     Some(finding.remedy(format!("tc qdisc delete dev {name} ingress")))
@@ -328,6 +336,7 @@ fn slot(device: &Device, has_tcx: bool, asked: bool, check: &str, name: &str) ->
 fn programs(
     device: &Device,
     direction: usize,
+    tcx: &Has,
     what: &str,
     check: &str,
     wording: Wording,
@@ -339,7 +348,9 @@ fn programs(
             check,
             &format!("there are TCX programs on {what}; to see which takes CAP_SYS_ADMIN"),
         )),
-        Err(why) => findings.push(unknown(check, "TCX programs", what, why)),
+        // Else it is said of the hook itself.
+        Err(why) if *tcx == Has::Yes => findings.push(unknown(check, "TCX programs", what, why)),
+        Err(_) => {}
     }
     if let Err(why) = &device.filters[direction] {
         findings.push(unknown(check, "filters", what, why));

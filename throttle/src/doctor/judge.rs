@@ -246,7 +246,10 @@ fn hook(facts: &Facts) -> Finding {
             CHECK,
             &format!("there is no TCX, and of the clsact qdisc the kernel said: {why}"),
         ),
-        (Has::Denied, _) => Finding::unknown(CHECK, "that takes CAP_NET_ADMIN"),
+        (Has::Denied, _) => Finding::unknown(
+            CHECK,
+            "asking takes CAP_NET_ADMIN, and so does seeing the programs that are on it",
+        ),
         (Has::Unknown(why), _) => Finding::unknown(CHECK, why),
     }
 }

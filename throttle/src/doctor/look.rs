@@ -48,7 +48,7 @@ impl Facts {
     #[must_use]
     pub fn of_this_machine() -> Self {
         let kinds: Vec<_> = object::kinds()
-            .map(|(name, has)| (name, has_of(has.map(Some))))
+            .map(|(name, has)| (name, has_of(has)))
             .collect();
         let trial = kinds
             .iter()
@@ -71,17 +71,16 @@ impl Facts {
             lockdown: lockdown(),
             registry: registry(),
             throttles: throttles(),
-            devices: devices(tcx == Has::Yes),
+            devices: devices(&tcx),
             tcx,
         }
     }
 }
 
-/// None stands for what is not there.
-fn has_of<T>(asked: Result<Option<T>, ProgramError>) -> Has {
+fn has_of(asked: Result<bool, ProgramError>) -> Has {
     match asked {
-        Ok(Some(_)) => Has::Yes,
-        Ok(None) => Has::No,
+        Ok(true) => Has::Yes,
+        Ok(false) => Has::No,
         Err(error) => match errno_of(&error) {
             Some(libc::EPERM | libc::EACCES) => Has::Denied,
             _ => Has::Unknown(because(&error)),
@@ -126,7 +125,7 @@ fn has_tcx() -> Has {
             Has::Yes
         }
         Err(error) if errno_of(&error) == Some(libc::EINVAL) => Has::No,
-        Err(error) => has_of::<()>(Err(error)),
+        Err(error) => has_of(Err(error)),
     }
 }
 
@@ -144,9 +143,9 @@ pub fn has_clsact() -> Has {
         Ok(Err(Ok(error))) => match errno_of(&error) {
             // The kernel knows no qdisc of this name.
             Some(libc::ENOENT | libc::EOPNOTSUPP) => Has::No,
-            _ => has_of::<()>(Err(error.into())),
+            _ => has_of(Err(error.into())),
         },
-        Ok(Err(Err(error))) => has_of::<()>(Err(error.into())),
+        Ok(Err(Err(error))) => has_of(Err(error.into())),
         Err(_) => Has::Unknown("the attempt came to nothing".into()),
     }
 }
@@ -222,7 +221,7 @@ fn throttles() -> Seen<Vec<Found>> {
     Ok(shown.collect())
 }
 
-fn devices(has_tcx: bool) -> Seen<Vec<Device>> {
+fn devices(has_tcx: &Has) -> Seen<Vec<Device>> {
     let failed = |error: io::Error| error.to_string();
     let links = netlink::links().map_err(failed)?;
     let mut qdiscs: HashMap<u32, Vec<netlink::Qdisc>> = HashMap::new();
@@ -240,7 +239,7 @@ fn devices(has_tcx: bool) -> Seen<Vec<Device>> {
     Ok(devices)
 }
 
-fn device(link: netlink::Link, qdiscs: Vec<netlink::Qdisc>, has_tcx: bool) -> Device {
+fn device(link: netlink::Link, qdiscs: Vec<netlink::Qdisc>, has_tcx: &Has) -> Device {
     let slot = qdiscs.iter().find(|qdisc| qdisc.place == Place::Slot);
     let slot = slot.and_then(|qdisc| match qdisc.kind.as_str() {
         "clsact" => Some(Slot::Clsact),
@@ -265,8 +264,10 @@ fn device(link: netlink::Link, qdiscs: Vec<netlink::Qdisc>, has_tcx: bool) -> De
         leaves: leaves.map(|leaf| leaf.kind.clone()).collect(),
         slot,
         tcx: DIRECTIONS.map(|direction| match has_tcx {
-            true => tcx(&link.name, direction),
-            false => Ok(Tcx::Programs(Vec::new())),
+            Has::Yes => tcx(&link.name, direction),
+            Has::No => Ok(Tcx::Programs(Vec::new())),
+            Has::Denied => Err("not permitted".into()),
+            Has::Unknown(why) => Err(why.clone()),
         }),
         filters: [filters(0), filters(1)],
         name: link.name,

@@ -144,7 +144,7 @@ impl Report {
     pub fn new(facts: &Facts, asked: &[String]) -> Self {
         let mut findings = judge::findings(facts);
         let (interfaces, groups) = match &facts.devices {
-            Ok(devices) => interfaces::judge(devices, facts.tcx == facts::Has::Yes, asked),
+            Ok(devices) => interfaces::judge(devices, &facts.tcx, asked),
             Err(why) => {
                 findings.push(Finding::unknown("interfaces", why));
                 (Vec::new(), Vec::new())
