@@ -130,7 +130,7 @@ fn has_tcx() -> Has {
 }
 
 /// Adds a clsact qdisc, in a network namespace that nobody sees and that is gone
-/// afterwards.
+/// afterwards. The kernel may load its module, as it would for `throttle run`.
 #[must_use]
 pub fn has_clsact() -> Has {
     let tried = thread::spawn(|| {

@@ -246,10 +246,11 @@ fn dump_once(
     request: &[u8],
 ) -> io::Result<(Vec<Vec<u8>>, bool)> {
     const HEADER: usize = 16;
-    const FLAGS: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP).cast_unsigned() as u16;
-    /// `NLM_F_DUMP_INTR` of include/uapi/linux/netlink.h.
+    /// `NLM_F_REQUEST` and `NLM_F_DUMP` of include/uapi/linux/netlink.h.
+    const FLAGS: u16 = 0x301;
+    /// `NLM_F_DUMP_INTR`.
     const CHANGED: u16 = 0x10;
-    /// `NLMSG_ERROR` and `NLMSG_DONE` of the same.
+    /// `NLMSG_ERROR` and `NLMSG_DONE`.
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
     let len = u32::try_from(HEADER + request.len()).unwrap_or(u32::MAX);
