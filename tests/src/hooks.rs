@@ -4,7 +4,10 @@ use crate::{
     netns::Namespace,
     sys::{self, BpfKind},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+};
 
 pub use crate::sys::Hook;
 
@@ -53,6 +56,21 @@ impl HookState {
             tcx,
         }
     }
+}
+
+/// Attaches a program without a name by TCX, after those that are there, that
+/// lets everything pass. It is there until the link is closed.
+///
+/// # Panics
+/// When the kernel does not take it.
+#[track_caller]
+pub fn attach_passing(namespace: &Namespace, device: &str, hook: Hook) -> OwnedFd {
+    // r0 = TCX_NEXT; exit
+    const PASS: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+    let ifindex = namespace.ifindex(device);
+    namespace
+        .run(|| sys::attach_tcx(&PASS, ifindex, hook))
+        .unwrap_or_else(|e| panic!("attach a program to {device}: {e}"))
 }
 
 /// The BPF objects of the whole machine. Others may add to them meanwhile,

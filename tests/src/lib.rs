@@ -20,6 +20,7 @@
 //! | [`throttle_cmd`] | the program under test |
 //! | [`timing`] | when attempts went out, against when they were due |
 //! | [`hooks`] | what is attached where, to compare before with after |
+//! | [`lacking`] | machines that lack something |
 //! | [`clients`] | curl, nmap, ss … |
 //! | [`machine`] | a copy of this machine's files, to install things on |
 //! | [`wait`] | waiting for a state |
@@ -39,6 +40,7 @@ pub mod dial;
 pub mod frame;
 pub mod hooks;
 pub mod inject;
+pub mod lacking;
 pub mod machine;
 pub mod netns;
 pub mod process;

@@ -30,18 +30,6 @@ pub enum Hook {
     Clsact,
 }
 
-/// The programs that are attached to devices, by what filters are called.
-const ENTRIES: [&str; 8] = [
-    "out_egress_ether",
-    "out_egress_ip",
-    "out_ingress_ether",
-    "out_ingress_ip",
-    "in_egress_ether",
-    "in_egress_ip",
-    "in_ingress_ether",
-    "in_ingress_ip",
-];
-
 /// The two programs of a direction, by how the frames of the device start.
 const fn programs(direction: Direction, link: Link) -> (&'static str, &'static str) {
     match (direction, link) {
@@ -90,6 +78,27 @@ impl Drop for Hooked {
             std::mem::forget(self.link.take());
         }
     }
+}
+
+/// Every program that is attached to devices.
+pub(crate) fn all_programs() -> impl Iterator<Item = &'static str> {
+    let all = [Direction::Egress, Direction::Ingress].into_iter();
+    all.flat_map(|direction| [(direction, Link::Ethernet), (direction, Link::Ip)])
+        .flat_map(|(direction, link)| {
+            let (out, into) = programs(direction, link);
+            [out, into]
+        })
+}
+
+/// Whether a program of this name is one of throttle's. Of a name the kernel
+/// keeps 15 bytes (`BPF_OBJ_NAME_LEN` of include/uapi/linux/bpf.h, with a closing
+/// NUL), `tc` keeps all.
+#[must_use]
+pub fn is_ours(name: &[u8]) -> bool {
+    const KEPT: usize = 15;
+    all_programs()
+        .map(str::as_bytes)
+        .any(|own| own == name || own.get(..KEPT) == Some(name))
 }
 
 /// The programs, attached to one device. They are detached when this is
@@ -512,7 +521,7 @@ pub async fn remove_orphans(interface: &Interface, owned: &[Filter]) -> Result<u
             (other.index, other.at, other.priority, other.handle)
                 == (filter.index, filter.at, filter.priority, filter.handle)
         });
-        if is_owned || !ENTRIES.contains(&found.name.as_str()) {
+        if is_owned || !is_ours(found.name.as_bytes()) {
             continue;
         }
         let Filter {
@@ -531,4 +540,25 @@ pub async fn remove_orphans(interface: &Interface, owned: &[Filter]) -> Result<u
         removed += 1;
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_programs_are_known_by_the_names_that_the_kernel_keeps() {
+        assert_eq!(all_programs().count(), 8);
+        for name in [
+            "out_egress_ether",
+            "out_egress_ethe",
+            "in_ingress_ethe",
+            "in_egress_ip",
+        ] {
+            assert!(is_ours(name.as_bytes()), "{name}");
+        }
+        for name in ["", "out_egress", "out_egress_eth", "cil_from_netdev"] {
+            assert!(!is_ours(name.as_bytes()), "{name}");
+        }
+    }
 }

@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use throttle::config::{Layer, Source};
 
 use crate::commands::{
-    detach::Detach, end::End, generate::Generate, set::Set, status::Status, top::Top,
+    detach::Detach, doctor::Doctor, end::End, generate::Generate, set::Set, status::Status,
+    top::Top,
 };
 
 /// Limits half-open outbound TCP connections.
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     /// End the program behind attempts
     End(End),
     Top(Top),
+    /// Say whether this machine can do it, what is missing, and what to do about it
+    Doctor(Doctor),
     /// Say what event 4226 means and what to do now
     Explain,
     /// Write man pages and completions, for whoever builds packages

@@ -35,7 +35,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Where running daemons are registered.
-const RUN: &str = "/run/throttle";
+pub const RUN: &str = "/run/throttle";
 
 /// A throttle.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -55,16 +55,9 @@ impl Interface {
                 _ => None,
             })?;
         let index = message.header.index;
-        let link = match message.header.link_layer_type {
-            LinkLayerType::Ether | LinkLayerType::Loopback => Link::Ethernet,
-            LinkLayerType::None
-            | LinkLayerType::Tunnel
-            | LinkLayerType::Tunnel6
-            | LinkLayerType::Sit
-            | LinkLayerType::Ipgre
-            | LinkLayerType::Ppp
-            | LinkLayerType::Rawip => Link::Ip,
-            other => return Some(Err((index, name, Unreadable(format!("{other:?}"))))),
+        let kind = message.header.link_layer_type;
+        let Some(link) = link_of(kind) else {
+            return Some(Err((index, name, Unreadable(format!("{kind:?}")))));
         };
         Some(Ok(Self { index, name, link }))
     }
@@ -106,16 +99,39 @@ impl Interface {
     }
 }
 
-/// Whether this can be the name of an interface.
+/// Refuses what cannot be the name of an interface.
 fn check_name(name: &str) -> Result<()> {
-    // IFNAMSIZ of include/uapi/linux/if.h, with its closing NUL.
-    if name.is_empty() || name.len() >= 16 || name.contains(['/', '\0']) {
-        return Err(Error::Usage(format!(
-            "find interface {name}: this cannot be the name of an interface; `ip link` lists those \
-             there are"
-        )));
+    if can_be_name(name) {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Usage(format!(
+        "find interface {name}: this cannot be the name of an interface; `ip link` lists those there \
+         are"
+    )))
+}
+
+/// Whether an interface can be called so.
+#[must_use]
+pub fn can_be_name(name: &str) -> bool {
+    // IFNAMSIZ of include/uapi/linux/if.h, with its closing NUL.
+    !name.is_empty() && name.len() < 16 && !name.contains(['/', '\0'])
+}
+
+/// How the frames of a device of this kind start. None if throttle cannot read
+/// them.
+#[must_use]
+pub const fn link_of(kind: LinkLayerType) -> Option<Link> {
+    match kind {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Some(Link::Ethernet),
+        LinkLayerType::None
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ppp
+        | LinkLayerType::Rawip => Some(Link::Ip),
+        _ => None,
+    }
 }
 
 fn unknown(what: &str) -> Error {

@@ -10,7 +10,7 @@
 //! gets out), [`privileges`] (what the daemon may do), [`notify`] (what a service
 //! manager is told), [`daemon`] (all of it running), [`detach`] (removed again),
 //! [`top`] (who has attempts, for people at a terminal), [`end`] (a program is
-//! ended).
+//! ended), [`doctor`] (whether it can run here).
 
 pub mod attach;
 pub mod attempts;
@@ -18,6 +18,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod detach;
+pub mod doctor;
 pub mod encode;
 pub mod end;
 pub mod episodes;

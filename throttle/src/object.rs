@@ -1,7 +1,8 @@
 //! The eBPF programs and maps, loaded into the kernel.
 
 use std::{
-    fs,
+    error::Error as StdError,
+    fs, iter,
     path::{Path, PathBuf},
 };
 
@@ -9,7 +10,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, MapType, ProgramArray},
     programs::{
-        BtfTracePoint, ProgramType, SchedClassifier,
+        BtfTracePoint, ProgramError, ProgramType, SchedClassifier,
         links::{FdLink, PinnedLink},
     },
     sys::{is_map_supported, is_program_supported},
@@ -25,7 +26,7 @@ use throttle_common::{
 };
 
 use crate::{
-    Error, Result,
+    Error, Result, attach,
     exempt::EXEMPT_MAX,
     layout, maps,
     pins::{self, Pins},
@@ -33,7 +34,11 @@ use crate::{
 
 /// The initial pid namespace, as /proc names it (`PROC_PID_INIT_INO` of
 /// include/linux/proc_ns.h).
-const INITIAL_PIDS: &str = "pid:[4026531836]";
+pub(crate) const INITIAL_PIDS: &str = "pid:[4026531836]";
+
+/// What the programs and maps need.
+pub const NEEDED: &str = "throttle needs Linux 5.12 or later with CONFIG_BPF_SYSCALL, \
+                          CONFIG_NET_CLS_ACT and CONFIG_SOCK_CGROUP_DATA";
 
 /// The compiled programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("THROTTLE_EBPF_OBJECT"));
@@ -210,8 +215,6 @@ impl Object {
     /// When the caller may not, or the kernel lacks something.
     pub fn load(sizes: &Sizes, home: Home<'_>) -> Result<Self> {
         let what = "load the eBPF programs";
-        let remedy = "throttle needs Linux 5.12 or later with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT \
-                      and CONFIG_SOCK_CGROUP_DATA";
         let task = layout::Task::of_this_kernel().unwrap_or_else(|error| {
             // Without BTF there is no tracepoint either, which is said then.
             if fs::exists(layout::BTF).unwrap_or(false) {
@@ -244,11 +247,11 @@ impl Object {
             .map_max_entries("EXEMPT", EXEMPT_MAX)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .load(OBJECT)
-            .map_err(|error| match probe(what, remedy) {
+            .map_err(|error| match probe(what) {
                 // What aya makes of a kernel that has not even these is a
                 // relocation that it cannot do.
                 Err(reason) => reason,
-                Ok(()) => Error::needs(what, error, "map of a type that throttle uses", remedy),
+                Ok(()) => Error::needs(what, error, "map of a type that throttle uses", NEEDED),
             })?;
         let programs = home.pins().map(|pins| pins.programs(true));
         if let Some(programs) = &programs
@@ -289,7 +292,7 @@ impl Object {
             .program_mut(name)
             .ok_or_else(|| Error::failed(&*what, "the object does not have it"))?
             .try_into()
-            .map_err(|error: aya::programs::ProgramError| Error::failed(&*what, error))?;
+            .map_err(|error: ProgramError| Error::failed(&*what, error))?;
         if program.fd().is_err() {
             program.load().map_err(|error| {
                 // The error that comes of it says only the end of it.
@@ -338,14 +341,8 @@ impl Object {
         }
     }
 
-    fn try_watch_sockets(&mut self, pins: Option<&Pins>) -> Result<(), Box<dyn std::error::Error>> {
-        let btf = Btf::from_sys_fs()?;
-        let program: &mut BtfTracePoint = self
-            .ebpf
-            .program_mut("socket_state")
-            .ok_or("the object does not have it")?
-            .try_into()?;
-        program.load("inet_sock_set_state", &btf)?;
+    fn try_watch_sockets(&mut self, pins: Option<&Pins>) -> Result<(), Box<dyn StdError>> {
+        let program = self.load_socket_state()?;
         let id = program.attach()?;
         if let Some(pins) = pins {
             let link: FdLink = program.take_link(id)?.into();
@@ -355,11 +352,68 @@ impl Object {
         }
         Ok(())
     }
+
+    fn load_socket_state(&mut self) -> Result<&mut BtfTracePoint, Box<dyn StdError>> {
+        let btf = Btf::from_sys_fs()?;
+        let program: &mut BtfTracePoint = self
+            .ebpf
+            .program_mut("socket_state")
+            .ok_or("the object does not have it")?
+            .try_into()?;
+        program.load("inet_sock_set_state", &btf)?;
+        Ok(program)
+    }
+
+    /// Loads everything, attaches nothing, and lets go of it again. What this
+    /// kernel's verifier refuses it refuses here.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not, the kernel lacks something, or it refuses a
+    /// program of those that `throttle run` cannot do without.
+    pub fn try_out() -> Result<TriedOut> {
+        // As little memory as there can be: nothing is put in.
+        let few = 64;
+        let mut object = Self::load(
+            &Sizes {
+                flows: few,
+                uncounted: few,
+                endpoints: few,
+                sockets: few,
+                scopes: few,
+                lines: few,
+                tallies: few,
+                ring_bytes: 1 << 16,
+            },
+            Home::Nowhere,
+        )?;
+        let mut programs = STEP_PROGRAMS.len();
+        for name in attach::all_programs() {
+            object.classifier(name)?;
+            programs += 1;
+        }
+        let sockets = object.load_socket_state().map(|_| ());
+        Ok(TriedOut {
+            programs,
+            sockets: sockets.map_err(|error| error.to_string()),
+        })
+    }
 }
 
-/// Asks the kernel whether it has the kinds of programs and maps that the object
-/// is made of, and whether the caller may use them.
-fn probe(what: &str, remedy: &str) -> Result<()> {
+/// What came of a trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TriedOut {
+    /// How many programs for devices the verifier has passed: all.
+    pub programs: usize,
+    /// Whether the program that tells of sockets can be loaded, else why not.
+    pub sockets: Result<(), String>,
+}
+
+/// The kinds of maps and programs that the object is made of, and of each whether
+/// the kernel has it. The kernel is asked when the next one is.
+///
+/// It errs where the kernel does not tell: mostly because the caller may not ask.
+pub fn kinds() -> impl Iterator<Item = (String, Result<bool, ProgramError>)> {
     /// Each kind of map with its name.
     const MAPS: [(MapType, &str); 7] = [
         (MapType::Array, "array"),
@@ -370,25 +424,33 @@ fn probe(what: &str, remedy: &str) -> Result<()> {
         (MapType::ProgramArray, "program array"),
         (MapType::RingBuf, "ring buffer"),
     ];
-    let lacks = |kind: &str| Error::Kernel {
-        what: what.to_owned(),
-        lacks: format!("this kernel has no {kind}"),
-        remedy: remedy.to_owned(),
-    };
-    for (kind, name) in MAPS {
-        let name = format!("BPF map of type {name}");
-        match is_map_supported(kind) {
+    let maps = MAPS.into_iter().map(|(kind, name)| {
+        let has = is_map_supported(kind).map_err(ProgramError::from);
+        (format!("BPF map of type {name}"), has)
+    });
+    maps.chain(iter::once_with(|| {
+        let has = is_program_supported(ProgramType::SchedClassifier);
+        ("BPF program of type sched_cls".to_owned(), has)
+    }))
+}
+
+/// Asks the kernel whether it has the kinds of programs and maps that the object
+/// is made of, and whether the caller may use them.
+fn probe(what: &str) -> Result<()> {
+    for (name, has) in kinds() {
+        match has {
             Ok(true) => {}
-            Ok(false) => return Err(lacks(&name)),
-            Err(error) => return Err(Error::needs(what, error, &name, remedy)),
+            Ok(false) => {
+                return Err(Error::Kernel {
+                    what: what.to_owned(),
+                    lacks: format!("this kernel has no {name}"),
+                    remedy: NEEDED.to_owned(),
+                });
+            }
+            Err(error) => return Err(Error::needs(what, error, &name, NEEDED)),
         }
     }
-    let name = "BPF program of type sched_cls";
-    match is_program_supported(ProgramType::SchedClassifier) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(lacks(name)),
-        Err(error) => Err(Error::needs(what, error, name, remedy)),
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The commands.
 
 pub(crate) mod detach;
+pub(crate) mod doctor;
 pub(crate) mod end;
 mod explain;
 pub(crate) mod generate;
@@ -36,6 +37,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Top(top) => top::top(&top),
         Command::Explain => explain::explain(),
         Command::Generate(generate) => generate::generate(&generate),
+        Command::Doctor(doctor) => match doctor::doctor(&doctor) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -59,6 +59,27 @@ const SEARCHED_PROCESSES: usize = 16_384;
 /// takes some 4 µs a file.
 const SEARCHED_FILES: (usize, usize) = (8_192, 65_536);
 
+/// Where the cgroup v2 hierarchy is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupMount {
+    /// The mount point.
+    pub point: Name,
+    /// Whether all of the hierarchy is there: in a container it is a part.
+    pub is_whole: bool,
+}
+
+impl CgroupMount {
+    /// Looks for it. None if it is not mounted.
+    #[must_use]
+    pub fn find() -> Option<Self> {
+        let found = Hierarchy::find()?;
+        Some(Self {
+            point: Name::new(&found.point),
+            is_whole: found.root == b"/",
+        })
+    }
+}
+
 /// Names, and what is remembered of them.
 #[derive(Debug)]
 pub struct Names {
