@@ -1,7 +1,7 @@
 //! `throttle doctor`
 
 use std::{
-    io::{self, IsTerminal as _, Write as _, stdout},
+    io::{self, Write as _, stdout},
     process::ExitCode,
 };
 
