@@ -8,9 +8,12 @@ use crate::{
 };
 use std::{fmt, net::SocketAddr, time::Duration};
 
-/// How close to its time half of the releases must be. A fraction of every
-/// interval the tests use, and more than a busy machine costs.
+/// How close to its time a release must be. A fraction of every interval the
+/// tests use.
 const CLOSE: Duration = Duration::from_millis(20);
+/// Of so many one may be farther off: what else a machine does may cost the daemon
+/// a moment now and then.
+const FEW: usize = 10;
 /// How much the clock of the captures, which is being disciplined, may differ
 /// from the kernel's monotonic one over an interval.
 const CLOCKS_DIFFER: Duration = Duration::from_millis(1);
@@ -121,6 +124,8 @@ pub struct Lateness {
     pub median: Duration,
     /// None was farther than this.
     pub worst: Duration,
+    /// How many were farther than 20 ms.
+    pub far: usize,
 }
 
 impl fmt::Display for Lateness {
@@ -128,10 +133,12 @@ impl fmt::Display for Lateness {
         let millis = |d: Duration| d.as_secs_f64() * 1e3;
         write!(
             f,
-            "{} releases off by {:.2} ms in the median, {:.2} ms at worst",
+            "{} releases off by {:.2} ms in the median, {:.2} ms at worst, {} of them by more than {} ms",
             self.count,
             millis(self.median),
-            millis(self.worst)
+            millis(self.worst),
+            self.far,
+            CLOSE.as_millis()
         )
     }
 }
@@ -173,17 +180,21 @@ impl Lateness {
             count: off.len(),
             median: off[off.len() / 2],
             worst,
+            far: off.iter().filter(|off| **off > CLOSE).count(),
         }
     }
 
-    /// Asserts that the median is small. The worst depends on what else the
-    /// machine does.
+    /// Asserts that nearly all were within 20 ms of their times, which a machine
+    /// that does nothing else keeps for all.
     ///
     /// # Panics
     /// When it is not.
     #[track_caller]
     pub fn assert_close(self) -> Self {
-        assert!(self.median <= CLOSE, "{self}");
+        assert!(
+            self.median <= CLOSE && self.far <= self.count / FEW,
+            "{self}"
+        );
         self
     }
 }

@@ -109,6 +109,39 @@ fn ten_go_out_at_once_and_fifty_one_each_200_ms() {
     eprintln!("60 attempts to 60 endpoints, limit 10, 5/s: {lateness}; none failed within 20 s");
 }
 
+/// All at the same time: each is a network of its own.
+#[test]
+fn none_fails_within_twenty_seconds_whatever_it_goes_to_and_out_by() {
+    type Case = (&'static str, Lab, fn(u32) -> SocketAddr);
+    let pace = Pace::new(10, 5);
+    let cases: [Case; 4] = [
+        ("one endpoint", Lab::plain(), |_| dead(0)),
+        ("IPv6", Lab::plain(), dead_v6),
+        ("a VLAN", Lab::builder().vlan(&[7]).build(), dead_of_both),
+        ("a tun device", Lab::builder().tun().build(), dead_of_both),
+    ];
+    let _throttles = cases
+        .each_ref()
+        .map(|(_, lab, _)| pace.throttle(&lab.client, &lab.device, &[]));
+    let captures = cases.each_ref().map(|(_, lab, _)| lab.capture());
+    let start = Instant::now();
+    let dialled = cases
+        .each_ref()
+        .map(|(_, lab, to)| lab.dial((0..60).map(to)));
+    for capture in &captures {
+        capture.wait_for_attempts(ATTEMPTS, pace.span(ATTEMPTS) + SLACK);
+    }
+    let rest = Duration::from_secs(20).saturating_sub(start.elapsed());
+    holds_for("no connect() has failed after 20 s", rest, || {
+        dialled.iter().all(|attempts| attempts.failed().is_empty())
+    });
+    for (((title, ..), capture), attempts) in cases.iter().zip(captures).zip(&dialled) {
+        let first = capture.finish().first_syns();
+        let lateness = pace.assert_exact(&attempts.all(), &first);
+        eprintln!("60 attempts, {title}, limit 10, 5/s: {lateness}; none failed within 20 s");
+    }
+}
+
 #[test]
 fn attempts_to_one_endpoint_keep_pace_too() {
     let lab = Lab::plain();

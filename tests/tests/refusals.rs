@@ -261,6 +261,17 @@ fn settings_that_make_no_sense_are_refused_with_what_to_write() {
         ),
         (&["--pacing", "none"], &["--pacing", "auto", "resend"]),
         (&["-o", "xml"], &["--output", "json", "text"]),
+        (&["--scope", "host"], &["--scope", "cgroup", "source"]),
+        (
+            &["--exempt", "10.1.0.0/8"],
+            &["--exempt", "write 10.0.0.0/8 for the network"],
+        ),
+        (&["--exempt", "example.org"], &["--exempt", "no network"]),
+        (&["--exempt", "2001:db8::/129"], &["--exempt", "no network"]),
+        (
+            &["--exempt", "10.0.0.0/8:70000"],
+            &["--exempt", "from 1 to 65535"],
+        ),
         (&["--limits", "5"], &["--limits", "--limit"]),
         (
             &["--rate", "100000/s", "--max-delay", "1h"],
