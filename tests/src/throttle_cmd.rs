@@ -259,11 +259,15 @@ pub fn tallies(finished: &Finished, interface: &str) -> BTreeMap<String, u64> {
 /// When it says nothing about the scope.
 #[track_caller]
 pub fn tallies_of(finished: &Finished, kind: &str, scope: &str) -> BTreeMap<String, u64> {
-    let about = format!("{kind} {scope}: ");
-    let counts = finished
-        .stderr
-        .lines()
-        .find_map(|line| line.split_once(&about));
+    // Behind the number there may be a name.
+    let about = [format!("{kind} {scope}: "), format!("{kind} {scope} (")];
+    let counts = finished.stderr.lines().find_map(|line| {
+        let about = about.iter().find(|about| line.contains(*about))?;
+        line.split_once(about)?
+            .1
+            .rsplit_once(": ")
+            .or(line.split_once(about))
+    });
     let Some((_, counts)) = counts else {
         panic!("no tallies of {kind} {scope}:\n{}", finished.stderr)
     };

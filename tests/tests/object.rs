@@ -641,7 +641,7 @@ fn the_verifier_is_done_with_each_program_well_below_its_limit() {
         let count = program.info().unwrap().verified_instruction_count();
         verified.insert(name.to_owned(), count);
     }
-    object.watch_sockets();
+    object.watch_sockets(None);
     let program: &BtfTracePoint = object
         .ebpf
         .program("socket_state")

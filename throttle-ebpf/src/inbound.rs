@@ -172,3 +172,55 @@ pub fn finish(flow: &Flow, how: Tally) {
         scope.room_seen();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use throttle_common::{
+        decision::undo,
+        flow::{Attempt, Entry},
+        policy::Policy,
+        scope::Scope,
+        subject::Subject,
+    };
+
+    #[test]
+    fn what_came_in_survives_as_a_number() {
+        for incoming in [
+            Incoming::SynAck,
+            Incoming::Reset,
+            Incoming::IcmpError,
+            Incoming::Syn,
+            Incoming::Other,
+        ] {
+            assert!(Incoming::from_raw(incoming as u32) == incoming);
+        }
+        assert!(Incoming::from_raw(99) == Incoming::Other);
+    }
+
+    #[test]
+    fn what_never_went_out_cannot_be_answered() {
+        let scope = Scope::new();
+        let window = Scope::queue_window(&Policy::default());
+        let place = || scope.queued.put(window, 1).unwrap();
+        for (on_wire, may_be) in [(false, false), (true, true)] {
+            let entry = Entry::Deferred {
+                queue: place(),
+                line: place(),
+                on_wire,
+            };
+            let attempt = Attempt {
+                isn: 1,
+                data_len: 0,
+                ifindex: 1,
+                cookie: 0,
+                scope: Subject::default(),
+                owner: Subject::default(),
+                too_long: false,
+            };
+            let flow = Flow::new(&attempt, entry, 1);
+            assert_eq!(may_be_answered(&flow), may_be);
+            undo(&scope, None, entry);
+        }
+    }
+}

@@ -464,3 +464,26 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
         Mode::Monitor => Verdict::Pass,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hook_survives_as_a_number() {
+        for hook in [Hook::Egress, Hook::Ingress, Hook::Turning] {
+            assert!(Hook::from_raw(hook as u32) == hook);
+        }
+        // What nobody wrote is where most are.
+        assert!(Hook::from_raw(7) == Hook::Egress);
+    }
+
+    #[test]
+    fn only_the_cookie_of_a_daemon_makes_a_copy() {
+        assert_eq!(offer_of(5, 5), Offer::Daemon);
+        assert_eq!(offer_of(5, 6), Offer::Sender);
+        // Without a daemon, and without a socket.
+        assert_eq!(offer_of(0, 0), Offer::Sender);
+        assert_eq!(offer_of(5, 0), Offer::Sender);
+    }
+}

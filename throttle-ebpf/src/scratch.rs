@@ -100,3 +100,16 @@ pub fn flow(flow: Flow) -> Option<&'static Flow> {
         Some(&(*scratch).flow)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_room_of_a_cpu_is_a_fraction_of_a_page() {
+        assert!(size_of::<Scratch>() <= 512, "{}", size_of::<Scratch>());
+        // The verifier wants every access aligned.
+        assert_eq!(size_of::<Seen>() % 4, 0);
+        assert_eq!(core::mem::offset_of!(Scratch, flow) % 8, 0);
+    }
+}

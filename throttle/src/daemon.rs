@@ -42,6 +42,7 @@ use crate::{
     notify,
     object::{Home, Object, Sizes},
     output::Output,
+    owners::Names,
     pins::{OwnBpffs, Pins},
     queue::{Live, Queue, Waiting},
     resend::PacketSocket,
@@ -881,6 +882,7 @@ impl Throttle {
             let reports = self.watch.stop(&self.maps);
             self.tell(reports, output);
         }
+        let mut names = Names::new(false);
         let (mut scopes, mut sum) = (0, Tallies::default());
         for (subject, _) in self.maps.scopes() {
             let Tallies(counts) = self.maps.tallies(&subject);
@@ -890,7 +892,7 @@ impl Throttle {
             scopes += 1;
             if scopes <= SCOPES_LOGGED {
                 let each = list(Tallies::NAMES.into_iter().zip(counts));
-                info!("{}: {each}", self.name(&subject));
+                info!("{}: {each}", self.name(&subject, &mut names));
             }
         }
         if scopes > SCOPES_LOGGED {
@@ -912,9 +914,13 @@ impl Throttle {
         }
     }
 
-    fn name(&self, subject: &Subject) -> String {
+    /// What a scope is called, for people: `interface eth0`, `user 1000 (ann)`.
+    fn name(&self, subject: &Subject, names: &mut Names) -> String {
         let named = event::Scope::new(subject, name_in(&self.names, subject).map(Name::new));
-        format!("{} {}", named.kind, named.name)
+        match names.scope(subject) {
+            Some(name) => format!("{} {} ({name})", named.kind, named.id),
+            None => format!("{} {}", named.kind, named.name),
+        }
     }
 }
 

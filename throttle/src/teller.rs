@@ -122,10 +122,7 @@ impl Teller {
         let subject = &report.reached.scope;
         let name = match SubjectKind::from_raw(subject.kind) {
             Some(SubjectKind::Interface) => interface.cloned(),
-            Some(SubjectKind::Cgroup) => self.names.cgroup(subject.number()).path,
-            Some(SubjectKind::User) => u32::try_from(subject.number())
-                .ok()
-                .and_then(|uid| self.names.user(uid).name),
+            Some(SubjectKind::Cgroup | SubjectKind::User) => self.names.scope(subject),
             Some(SubjectKind::Process) => {
                 let known = known_as(subject, &report.reached.process);
                 Some(self.names.process(&known).name).filter(|name| !name.is_empty())

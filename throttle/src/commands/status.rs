@@ -16,7 +16,6 @@ use throttle::{
 };
 use throttle_common::{
     policy::Policy,
-    process::Process,
     scope::Scope as State,
     subject::{Subject, SubjectKind},
 };
@@ -283,27 +282,16 @@ fn name_of(
     interfaces: &HashMap<u32, String>,
     names: &mut Names,
 ) -> Option<Name> {
-    let number = subject.number();
-    match SubjectKind::from_raw(subject.kind)? {
-        SubjectKind::Interface => {
-            let name = interfaces.get(&u32::try_from(number).ok()?)?;
-            Some(Name::new(name))
-        }
-        SubjectKind::Cgroup => names.cgroup(number).path,
-        SubjectKind::User => names.user(u32::try_from(number).ok()?).name,
-        SubjectKind::Process => {
-            let tgid = u32::try_from(number).ok()?;
-            let known = Process {
-                tgid,
-                tid: tgid,
-                start_ns: subject.start_ns(),
-                ..Process::default()
-            };
-            let name = names.process(&known).name;
-            (!name.is_empty()).then(|| Name::new(format!("{name} ({tgid})")))
-        }
-        SubjectKind::Source => None,
+    if subject.kind == SubjectKind::Interface as u32 {
+        let name = interfaces.get(&u32::try_from(subject.number()).ok()?)?;
+        return Some(Name::new(name));
     }
+    let name = names.scope(subject)?;
+    // A program has as many scopes as processes.
+    Some(match SubjectKind::from_raw(subject.kind) {
+        Some(SubjectKind::Process) => Name::new(format!("{name} ({})", subject.number())),
+        _ => name,
+    })
 }
 
 /// The tallies that the table for people has, with their titles.

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use throttle_common::process::Process as Known;
+use throttle_common::{
+    process::Process as Known,
+    subject::{Subject, SubjectKind},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -250,6 +253,29 @@ impl Names {
         let name = user.map(|user| Name::new(user.name));
         self.users.insert(id, (Instant::now(), name.clone()));
         User { id, name }
+    }
+
+    /// The name of a scope that is a control group (its path), a user or a process
+    /// (its program). None for others, and for what has none.
+    pub fn scope(&mut self, subject: &Subject) -> Option<Name> {
+        let number = subject.number();
+        let name = match SubjectKind::from_raw(subject.kind)? {
+            SubjectKind::Cgroup => self.cgroup(number).path?,
+            SubjectKind::User => self.user(u32::try_from(number).ok()?).name?,
+            SubjectKind::Process => {
+                let tgid = u32::try_from(number).ok()?;
+                let known = Known {
+                    tgid,
+                    tid: tgid,
+                    uid: NO_USER,
+                    start_ns: subject.start_ns(),
+                    ..Known::default()
+                };
+                self.process(&known).name
+            }
+            SubjectKind::Interface | SubjectKind::Source => return None,
+        };
+        (!name.is_empty()).then_some(name)
     }
 
     /// What is known of a process, and the process if it lives.
