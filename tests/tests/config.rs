@@ -6,6 +6,7 @@
     reason = "a test stops at the first surprise, and says so by panicking"
 )]
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::{
     env, fs,
@@ -15,8 +16,8 @@ use std::{
     time::Duration,
 };
 use throttle_tests::{
-    Lab, Namespace, Throttle, addresses::dead, hooks::HookState, process::Finished,
-    throttle_cmd::Running,
+    Lab, Namespace, Throttle, addresses::dead, holds_for, hooks::HookState, process::Finished,
+    throttle_cmd::Running, wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -228,4 +229,81 @@ fn anybody_may_print_a_configuration() {
         .output();
     let printed = finished.expect_success().stdout;
     assert!(printed.contains("\ninterface = [\"eth0\"]\n"), "{printed}");
+}
+
+/// Has it read its file again, and waits for what it says of that.
+#[track_caller]
+fn reload(running: &Running, says: &str) -> String {
+    let before = running.log().len();
+    running.signal(Signal::SIGHUP);
+    wait_for(&format!("{says:?} in the log"), SOON, || {
+        running
+            .log()
+            .into_iter()
+            .skip(before)
+            .find(|line| line.contains(says))
+    })
+}
+
+#[test]
+fn at_sighup_the_file_is_read_again_and_is_in_force_at_once() {
+    let lab = Lab::plain();
+    lab.client.ip("link add second type veth peer name third");
+    let folder = Folder::new();
+    let text = "interface = 'eth0'\nlimit = 5\nrate = '1/m'\nmax-delay = '1h'\n";
+    let path = folder.file("throttle.toml", text);
+    let mut running = Throttle::start(&lab.client, &["--config", &path]);
+    let capture = lab.capture();
+    let attempts = lab.dial((0..30).map(dead));
+    capture.wait_for_attempts(5, SOON);
+
+    folder.file("throttle.toml", &text.replace("limit = 5", "limit = 12"));
+    reload(&running, "in force: limit");
+    capture.wait_for_attempts(12, SOON);
+    // Interfaces too.
+    let more = text
+        .replace("'eth0'", "['eth0', 'sec*']")
+        .replace("limit = 5", "limit = 12");
+    folder.file("throttle.toml", &more);
+    reload(&running, "second has appeared");
+    folder.file("throttle.toml", &text.replace("limit = 5", "limit = 12"));
+    reload(&running, "detached from second");
+    let hooks = HookState::of(&lab.client);
+    assert_eq!(hooks.tcx.len(), 2, "{hooks:?}");
+    reload(&running, "no change");
+
+    // What cannot be, or not without a restart, changes nothing.
+    for (change, says) in [
+        ("limit = 'many'", "limit"),
+        ("limti = 7", "did you mean 'limit'"),
+        ("limit = 20\ndirection = 'ingress'", "direction"),
+        ("limit = 20\ninterface = 'nonesuch'", "nonesuch"),
+        ("limit = 900000", "tables"),
+    ] {
+        let rest = text.lines().filter(|line| {
+            let key = |line: &str| line.split(' ').next().unwrap().to_owned();
+            !change.lines().any(|changed| key(changed) == key(line)) && key(line) != "limit"
+        });
+        let rest: Vec<&str> = rest.collect();
+        folder.file("throttle.toml", &format!("{}\n{change}\n", rest.join("\n")));
+        let said = reload(&running, "nothing changes");
+        let log = running.log().join("\n");
+        assert!(log.contains(says), "{change}: {said}");
+    }
+    fs::remove_file(&path).unwrap();
+    reload(&running, "nothing changes");
+    holds_for("nobody else gets out", Duration::from_secs(1), || {
+        capture.attempts() == 12
+    });
+    assert!(running.is_running());
+    assert!(attempts.failed().is_empty());
+    running.stop().expect_success();
+}
+
+#[test]
+fn without_a_file_sighup_ends_it() {
+    let namespace = namespace();
+    let running = Throttle::start(&namespace, &["-i", "eth0"]);
+    running.signal(Signal::SIGHUP);
+    running.wait(SOON).expect_success();
 }

@@ -12,12 +12,9 @@ use std::{
     fs, io,
     os::unix::ffi::OsStrExt,
     path::Path,
-    process::{self, Command, Stdio},
+    process::{Command, Stdio},
 };
-use throttle::{
-    doctor::{self, facts::Has},
-    instance::{self, Daemon, Registration},
-};
+use throttle::doctor::{self, facts::Has};
 use throttle_tests::{
     Namespace, Program, Throttle,
     hooks::{Hook, HookState, attach_passing},
@@ -492,27 +489,16 @@ fn without_the_right_to_look_at_programs_they_are_not_taken_for_none() {
 }
 
 #[test]
-fn a_registered_throttle_is_found_with_its_pid() {
+fn a_throttle_at_work_is_found_with_its_pid() {
     let namespace = namespace();
-    let folder = namespace.run(instance::namespace).unwrap();
-    let mut registration = namespace.run(|| Registration::claim("somebody")).unwrap();
-    registration
-        .say(&Daemon {
-            pid: process::id(),
-            version: "0.1.0".into(),
-            started_ns: 0,
-            keep: false,
-            pins: None,
-        })
-        .unwrap();
+    let running = Throttle::start(&namespace, &["-i", "eth0", "--name=somebody"]);
     let said = Said::of(program(&namespace, &[]));
     said.assert("throttles", "ok", "");
     assert_eq!(said.json["throttles"][0]["name"], "somebody");
-    assert_eq!(said.json["throttles"][0]["pid"], process::id());
-    drop(registration);
+    assert_eq!(said.json["throttles"][0]["pid"], running.pid());
+    running.stop().expect_success();
     let said = Said::of(program(&namespace, &[]));
     assert_eq!(said.json["throttles"], Value::Array(Vec::new()));
-    fs::remove_dir(Path::new(instance::RUN).join(folder)).unwrap();
 }
 
 #[test]

@@ -2,20 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use aya::maps::MapData;
 use nix::{errno::Errno, sys::signal::Signal};
 use serde_json::Value;
 use std::{
-    collections::HashSet,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command},
     time::Duration,
-};
-use throttle::{
-    instance::{Daemon, Instance, Registration},
-    pins::{MAPS, OwnBpffs, Pins},
 };
 use throttle_tests::{
     Cgroup, Lab, Namespace, Throttle,
@@ -33,75 +27,16 @@ const STRICT: &[&str] = &["--limit=3", "--rate=1/m", "--max-delay=1h"];
 /// A user that owns nothing.
 const NOBODY: u32 = 65_534;
 
-/// What makes a throttle known to other commands.
-struct Known {
-    _held: Option<(Registration, OwnBpffs)>,
-}
-
-/// Registers a throttle, unless it has done so itself: without its own right to
-/// make a bpf filesystem it would not have.
-fn register(lab: &Lab, throttle: &Running) -> Known {
-    let all = lab.client.run(Instance::all).unwrap();
-    let pid = throttle.pid();
-    let is_its_own = |one: &Instance| one.daemon.as_ref().is_some_and(|by| by.pid == pid);
-    if all.iter().any(is_its_own) {
-        return Known { _held: None };
-    }
-    let bpffs = OwnBpffs::make().unwrap();
-    let pins = Pins::at(bpffs.root().join("test"));
-    fs::create_dir_all(pins.folder().join("maps")).unwrap();
-    let mut left: HashSet<&str> = MAPS.into_iter().collect();
-    for id in maps_of(pid) {
-        let map = MapData::from_id(id).unwrap();
-        let name = map.info().unwrap().name_as_str().unwrap().to_owned();
-        if left.remove(name.as_str()) {
-            map.pin(pins.map(&name)).unwrap();
-        }
-    }
-    assert_eq!(left, HashSet::new(), "maps that it does not have");
-    let mut registration = lab.client.run(|| Registration::claim("test")).unwrap();
-    registration
-        .say(&Daemon {
-            pid,
-            version: String::new(),
-            started_ns: 0,
-            keep: false,
-            pins: Some(pins.folder().to_owned()),
-        })
-        .unwrap();
-    Known {
-        _held: Some((registration, bpffs)),
-    }
-}
-
-/// The ids of the maps that a process holds.
-fn maps_of(pid: u32) -> HashSet<u32> {
-    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
-    files
-        .filter_map(|file| fs::read_to_string(file.unwrap().path()).ok())
-        .filter_map(|text| {
-            let id = text.lines().find_map(|line| line.strip_prefix("map_id:"))?;
-            id.trim().parse().ok()
-        })
-        .collect()
-}
-
 /// A lab with a throttle that commands find.
 struct Watched {
     lab: Lab,
     throttle: Running,
-    _known: Known,
 }
 
 fn watched() -> Watched {
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let known = register(&lab, &throttle);
-    Watched {
-        lab,
-        throttle,
-        _known: known,
-    }
+    Watched { lab, throttle }
 }
 
 /// `throttle end` with these arguments, in `namespace`.
