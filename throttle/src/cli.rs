@@ -96,9 +96,11 @@ mod tests {
 
     fn run(args: &[&str]) -> Result<Run, clap::Error> {
         let args = [&["throttle", "run"], args].concat();
-        Cli::try_parse_from(args).map(|cli| match cli.command {
-            Command::Run(run) => *run,
-            _ => panic!("this is not run"),
+        Cli::try_parse_from(args).map(|cli| {
+            let Command::Run(run) = cli.command else {
+                panic!("this is not run")
+            };
+            *run
         })
     }
 
