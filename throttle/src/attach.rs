@@ -2,18 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
     links::{FdLink, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
 };
 use log::{debug, warn};
-use throttle_common::frame::Link;
+use throttle_common::{
+    frame::Link,
+    policy::{Daemon, ONLY},
+};
 
 use crate::{
     Error, Result,
     error::errno_of,
     interface::{self, Interface},
+    maps::Plain,
+    name::Name,
     object::Object,
     pins::{self, Filter, Pins},
     settings::Direction,
@@ -496,6 +502,40 @@ pub async fn let_go(pins: &Pins, index: u32, interface: Option<&Interface>) -> R
     Ok(())
 }
 
+/// Whether TCX programs of ours are on the device. None if that cannot be told:
+/// their names show only with CAP_SYS_ADMIN.
+#[must_use]
+pub fn has_tcx_programs(interface: &Interface) -> Option<bool> {
+    let mut has = false;
+    for at in [TcAttachType::Ingress, TcAttachType::Egress] {
+        match SchedClassifier::query_tcx(&interface.name, at) {
+            Ok((_, programs)) => has |= programs.iter().any(|of| is_ours(of.name())),
+            Err(error) => {
+                debug!("{}: {error}", interface.name);
+                return None;
+            }
+        }
+    }
+    Some(has)
+}
+
+/// Whether the daemon of the program `id` says that it is alive. `None` if that
+/// cannot be told.
+fn is_kept_alive(id: u32) -> Option<bool> {
+    let program = aya::programs::loaded_programs()
+        .flatten()
+        .find(|program| program.id() == id)?;
+    let maps = program.map_ids().ok()??;
+    let daemon = maps.into_iter().find_map(|id| {
+        let map = MapData::from_id(id).ok()?;
+        let is_it = map.info().ok()?.name_as_str() == Some("DAEMON");
+        is_it.then_some(map)
+    })?;
+    let daemon: Array<MapData, Plain<Daemon>> = Map::Array(daemon).try_into().ok()?;
+    let Plain(daemon) = daemon.get(&ONLY, 0).ok()?;
+    Some(daemon.is_alive(crate::clock::monotonic_ns()))
+}
+
 /// Removes what a throttle left on the clsact qdiscs of `interface` that was
 /// killed: filters with the names of our programs that nobody has pinned. Returns
 /// how many.
@@ -523,6 +563,14 @@ pub async fn remove_orphans(interface: &Interface, owned: &[Filter]) -> Result<u
         });
         if is_owned || !is_ours(found.name.as_bytes()) {
             continue;
+        }
+        // One that is not registered has filters as well.
+        if found.program.and_then(is_kept_alive) == Some(true) {
+            return Err(Error::Refused(format!(
+                "a throttle that is not registered here is attached to interface {}: end that one \
+                 first",
+                Name::new(&interface.name)
+            )));
         }
         let Filter {
             at,

@@ -69,13 +69,13 @@ const RECORDS_AT_ONCE: usize = 512;
 
 /// Where settings come from, when they are asked for again.
 pub trait Reload {
-    /// Reads them: the settings, the interfaces, and what differs from those in
-    /// force.
+    /// Reads them: the settings, the interfaces, and what differs from `in_force`,
+    /// which another command may have changed.
     ///
     /// # Errors
     ///
     /// When they make no sense, or cannot be changed live.
-    fn read(&mut self) -> Result<(Settings, Wanted, Vec<Change>)>;
+    fn read(&mut self, in_force: Settings) -> Result<(Settings, Wanted, Vec<Change>)>;
 
     /// What was read is in force now.
     fn accept(&mut self);
@@ -120,6 +120,8 @@ pub struct Throttle {
     names: HashMap<u32, String>,
     direction: Direction,
     pacing: Pacing,
+    /// The settings as they were seen last.
+    seen: Policy,
     keeper: Keeper,
     watch: Watch,
     /// Whether episodes of an earlier daemon are still to be looked for.
@@ -259,6 +261,7 @@ impl Throttle {
         let interfaces = wanted.find().await?;
         let registration = register(name.as_deref(), keep)?;
         let interfaces = without_taken(interfaces, &wanted, name.as_deref())?;
+        refuse_strangers(&interfaces, name.as_deref()).await?;
         let policy = settings.policy();
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| Error::failed("count CPUs", error))?;
         let wanted_sizes = Sizes::new(&policy, cpus);
@@ -291,6 +294,12 @@ impl Throttle {
         });
         let mut object = Object::load(&sizes, home)?;
         let mut maps = Maps::take(&mut object.ebpf)?;
+        if adopts {
+            let before = Settings::in_force(&maps.policy()?, maps.exempt(), settings.direction);
+            if before != settings {
+                info!("settings that were in force until now: {before}");
+            }
+        }
         maps.set_exempt(&settings.exempt)?;
         maps.set_policy(&policy)?;
         let ring: RingBuf<MapData> = maps::take(&mut object.ebpf, "EVENTS")?;
@@ -326,6 +335,7 @@ impl Throttle {
             names: HashMap::new(),
             direction: settings.direction,
             pacing: settings.pacing,
+            seen: policy,
             keeper: Keeper::new()?,
             watch: Watch::default(),
             may_resume: adopts,
@@ -361,9 +371,10 @@ impl Throttle {
         for interface in interfaces {
             match detach::remove_orphans_of(interface).await {
                 Ok(0) => {}
+                Err(error @ Error::Refused(_)) => return Err(error),
                 Ok(count) => info!(
                     "removed {count} filters from {} that a throttle had left which was killed",
-                    interface.name
+                    Name::new(&interface.name)
                 ),
                 Err(error) => debug!("{error}"),
             }
@@ -505,7 +516,11 @@ impl Throttle {
             let before = std::mem::replace(&mut attachment.interface.name, interface.name);
             let now = &attachment.interface.name;
             if before != *now {
-                info!("interface {before} is called {now} now; it stays attached");
+                info!(
+                    "interface {} is called {} now; it stays attached",
+                    Name::new(&before),
+                    Name::new(now)
+                );
                 self.names.insert(interface.index, now.clone());
             }
             return;
@@ -522,13 +537,19 @@ impl Throttle {
         match result {
             Ok(()) => {
                 self.failing.remove(&interface.index);
-                info!("interface {} has appeared: attached to it", interface.name);
+                info!(
+                    "interface {} has appeared: attached to it",
+                    Name::new(&interface.name)
+                );
             }
             // It may have gone again.
             Err(error) if is_gone(&error) => debug!("{error}"),
             Err(error) => {
                 if self.failing.insert(interface.index) {
-                    warn!("interface {} has appeared: {error}", interface.name);
+                    warn!(
+                        "interface {} has appeared: {error}",
+                        Name::new(&interface.name)
+                    );
                 }
             }
         }
@@ -537,7 +558,9 @@ impl Throttle {
     /// Reads the settings again and puts them in force: all of them or none.
     async fn reload(&mut self) {
         notify::reloading();
-        match self.read_again().await {
+        let result = self.read_again().await;
+        let is_taken = result.is_ok();
+        match result {
             Ok(changes) if changes.is_empty() => info!("read the configuration again: no change"),
             Ok(changes) => {
                 for change in changes {
@@ -548,7 +571,11 @@ impl Throttle {
                 error!("the configuration is not read again, and nothing changes: {error}")
             }
         }
-        notify::ready(&self.at_work());
+        notify::ready(&if is_taken {
+            self.at_work()
+        } else {
+            format!("configuration refused, see the log; {}", self.at_work())
+        });
     }
 
     async fn read_again(&mut self) -> Result<Vec<Change>> {
@@ -564,9 +591,10 @@ impl Throttle {
     }
 
     async fn put_in_force(&mut self, reload: &mut dyn Reload) -> Result<Vec<Change>> {
-        let (settings, wanted, changes) = reload.read()?;
-        // One that is wanted by name has to be there.
-        let interfaces = without_taken(wanted.find().await?, &wanted, self.name.as_deref())?;
+        let (settings, wanted, changes) = reload.read(self.in_force()?)?;
+        // One that is newly wanted by name has to be there.
+        let found = wanted.find_but(self.wanted.names()).await?;
+        let interfaces = without_taken(found, &wanted, self.name.as_deref())?;
         self.change(&settings)?;
         self.wanted = wanted;
         let unwanted = |a: &Attachment| !interfaces.iter().any(|of| of.index == a.interface.index);
@@ -574,7 +602,7 @@ impl Throttle {
             let attachment = self.attachments.swap_remove(at);
             info!(
                 "detached from {}, which is not wanted any more",
-                attachment.interface.name
+                Name::new(&attachment.interface.name)
             );
             attachment.detach().await;
         }
@@ -628,7 +656,7 @@ impl Throttle {
         let each: Vec<_> = self
             .attachments
             .iter()
-            .map(|a| format!("{} by {}", a.interface.name, a.hook))
+            .map(|a| format!("{} by {}", Name::new(&a.interface.name), a.hook))
             .collect();
         each.join(", ")
     }
@@ -645,7 +673,7 @@ impl Throttle {
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         });
-        info!("attached to {}", self.attached());
+        info!("attached to {}: {}", self.attached(), self.in_force()?);
         let (mut unhandled, mut are_more) = (0, false);
         loop {
             let wake = self.wake_ns();
@@ -654,6 +682,7 @@ impl Throttle {
                 biased;
                 asked = self.signals.any() => {
                     if asked == Asked::End || self.reload.is_none() {
+                        info!("asked to end");
                         return Ok(());
                     }
                     self.reload().await;
@@ -696,7 +725,10 @@ impl Throttle {
             }
             Change::Unreadable(name) => {
                 if self.wanted.includes(&name) {
-                    debug!("interface {name}: its frames start with neither Ethernet nor IP");
+                    debug!(
+                        "interface {}: its frames start with neither Ethernet nor IP",
+                        Name::new(&name)
+                    );
                 }
                 Ok(())
             }
@@ -749,6 +781,7 @@ impl Throttle {
     pub fn change(&mut self, settings: &Settings) -> Result<()> {
         self.maps.change(settings, &self.sizes, self.cpus)?;
         self.pacing = settings.pacing;
+        self.seen = self.maps.policy()?;
         Ok(())
     }
 
@@ -762,6 +795,16 @@ impl Throttle {
     pub fn renew_keeper(&mut self) -> Result<()> {
         self.keeper = Keeper::new()?;
         self.beat()
+    }
+
+    /// The settings in force.
+    fn in_force(&self) -> Result<Settings> {
+        let policy = self.maps.policy()?;
+        Ok(Settings::in_force(
+            &policy,
+            self.maps.exempt(),
+            self.direction,
+        ))
     }
 
     /// Whether the daemon keeps the queue: not with a pacing that does without
@@ -807,8 +850,15 @@ impl Throttle {
     /// only reads along.
     fn beat(&mut self) -> Result<()> {
         notify::alive();
-        // Somebody else may have changed it.
-        self.pacing = Pacing::of(&self.maps.policy()?);
+        let now = self.maps.policy()?;
+        if now != self.seen {
+            self.seen = now;
+            self.pacing = Pacing::of(&now);
+            info!(
+                "another command has changed the settings; in force: {}",
+                self.in_force()?
+            );
+        }
         self.keeper.heartbeat.alive_until_ns = if self.keeps_queue() {
             clock::monotonic_ns() + ALIVE_NS
         } else {
@@ -828,7 +878,7 @@ impl Throttle {
             return Ok(());
         };
         let gone = self.attachments.swap_remove(at);
-        let name = gone.interface.name.clone();
+        let name = Name::new(&gone.interface.name);
         gone.gone();
         // Names of those that are told of no more.
         let (attachments, watch) = (&self.attachments, &self.watch);
@@ -1080,6 +1130,30 @@ fn without_taken(
         warn!("{what}");
     }
     Ok(free)
+}
+
+/// Refuses to attach beside a throttle that is not registered.
+async fn refuse_strangers(interfaces: &[Interface], name: Option<&str>) -> Result<()> {
+    let (Some(name), Ok(all)) = (name, Instance::all()) else {
+        return Ok(());
+    };
+    // Those of its own that were left.
+    let own = all.iter().filter(|of| of.name == name);
+    let own: HashSet<u32> = own
+        .filter_map(|of| of.pins.as_ref())
+        .flat_map(Pins::devices)
+        .map(|(index, _)| index)
+        .collect();
+    let others = interfaces.iter().filter(|of| !own.contains(&of.index));
+    let strangers = detach::with_programs(others.cloned().collect()).await;
+    match strangers.first() {
+        None => Ok(()),
+        Some(interface) => Err(Error::Refused(format!(
+            "a throttle that is not registered here is attached to interface {}: end that one first; \
+             `throttle doctor` shows its programs",
+            Name::new(&interface.name)
+        ))),
+    }
 }
 
 /// Whether the device that this is about is no more.

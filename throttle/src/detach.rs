@@ -1,6 +1,6 @@
 //! Removes what throttles have attached, and nothing else.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use log::debug;
 use nix::{libc, sys::signal::Signal};
@@ -66,6 +66,43 @@ pub async fn remove_orphans_of(interface: &Interface) -> Result<usize> {
         }
     }
     attach::remove_orphans(interface, &owned).await
+}
+
+/// Interfaces with TCX programs of ours that are nobody's who is registered, as far
+/// as the caller may see that.
+///
+/// # Errors
+///
+/// When the caller may not look at what is registered.
+pub async fn strangers() -> Result<Vec<Interface>> {
+    let mut known = HashSet::new();
+    for instance in Instance::all()? {
+        match &instance.pins {
+            Some(pins) => known.extend(pins.devices().into_iter().map(|(index, _)| index)),
+            // It may be any of them.
+            None => return Ok(Vec::new()),
+        }
+    }
+    let mut found = interface::all().await?;
+    found.retain(|interface| !known.contains(&interface.index));
+    Ok(with_programs(found).await)
+}
+
+/// Those of `interfaces` that have TCX programs of ours. The kernel takes those of
+/// a process that has just ended away a moment later.
+pub(crate) async fn with_programs(mut interfaces: Vec<Interface>) -> Vec<Interface> {
+    /// How often, and how long apart, it is looked again.
+    const LOOKS: (u32, Duration) = (20, Duration::from_millis(50));
+    for look in 0..LOOKS.0 {
+        if look > 0 {
+            tokio::time::sleep(LOOKS.1).await;
+        }
+        interfaces.retain(|interface| attach::has_tcx_programs(interface) == Some(true));
+        if interfaces.is_empty() {
+            break;
+        }
+    }
+    interfaces
 }
 
 /// Asks a daemon to end, and waits until it has.

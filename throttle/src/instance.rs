@@ -28,6 +28,7 @@ use crate::{
     Error, Result,
     maps::Maps,
     pins::{self, Pins},
+    settings::Direction,
 };
 
 /// For how long a registration is tried that somebody holds: those who only look
@@ -91,6 +92,14 @@ impl Instance {
         Ok(found.into_values().collect())
     }
 
+    /// Which way the attempts go that it watches; the usual one if that is not
+    /// known.
+    #[must_use]
+    pub fn direction(&self) -> Direction {
+        let pins = self.pins.as_ref();
+        pins.and_then(Pins::direction).unwrap_or(Direction::Egress)
+    }
+
     /// Its maps.
     ///
     /// # Errors
@@ -147,7 +156,7 @@ fn running() -> Result<Vec<(String, Daemon)>> {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(Error::failed(format!("open {}", path.display()), error)),
+            Err(error) => return Err(failed(format!("open {}", path.display()), error)),
         };
         match Flock::lock(file, FlockArg::LockSharedNonblock) {
             // Nobody holds it: whoever wrote it is no more.
@@ -169,17 +178,32 @@ fn running() -> Result<Vec<(String, Daemon)>> {
     Ok(found)
 }
 
+/// What went wrong with what is registered: it is root's.
+fn failed(what: String, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return Error::Denied {
+            what,
+            reason: error.into(),
+            remedy:
+                "what runs is registered by root and for root: run it as root, for example with \
+                     sudo"
+                    .into(),
+        };
+    }
+    Error::failed(what, error)
+}
+
 /// The names that the entries of a folder stand for.
 fn names_in(folder: &Path) -> Result<Vec<String>> {
     let what = || format!("look into {}", folder.display());
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::failed(what(), error)),
+        Err(error) => return Err(failed(what(), error)),
     };
     let mut names = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|error| Error::failed(what(), error))?;
+        let entry = entry.map_err(|error| failed(what(), error))?;
         names.extend(entry.file_name().to_str().and_then(unescaped));
     }
     Ok(names)
@@ -221,7 +245,7 @@ impl Registration {
                 .recursive(true)
                 .mode(0o700)
                 .create(&folder)
-                .map_err(|error| Error::failed(what(), error))?;
+                .map_err(|error| failed(what(), error))?;
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -233,7 +257,7 @@ impl Registration {
                 Ok(file) => file,
                 // Somebody who left took the folder away.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::failed(what(), error)),
+                Err(error) => return Err(failed(what(), error)),
             };
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => {

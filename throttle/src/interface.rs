@@ -249,9 +249,23 @@ impl Wanted {
     ///
     /// When one that is wanted by name is not there or cannot be attached to.
     pub async fn find(&self) -> Result<Vec<Interface>> {
+        self.find_but(&[]).await
+    }
+
+    /// As [`find`](Self::find); those of `before` that are wanted by name may be
+    /// missing for now.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn find_but(&self, before: &[String]) -> Result<Vec<Interface>> {
         let mut found: Vec<Interface> = Vec::new();
         for name in &self.names {
-            let interface = Interface::find(name).await?;
+            let interface = match Interface::find(name).await {
+                Ok(interface) => interface,
+                Err(Error::Refused(_)) if before.contains(name) => continue,
+                Err(error) => return Err(error),
+            };
             // Named twice is still attached once.
             if !found.contains(&interface) {
                 found.push(interface);
@@ -395,6 +409,8 @@ pub struct BpfFilter {
     pub priority: u16,
     /// Its handle.
     pub handle: u32,
+    /// The id of its program, if the kernel tells.
+    pub program: Option<u32>,
 }
 
 /// The BPF filters on the clsact qdisc of this interface.
@@ -428,11 +444,23 @@ pub async fn bpf_filters(index: u32) -> Result<Vec<BpfFilter>> {
                     // TC_H_MAJ of `tcm_info` (include/uapi/linux/pkt_sched.h).
                     priority: u16::try_from(filter.header.info >> 16).unwrap_or(0),
                     handle: filter.header.handle.into(),
+                    program: filter.attributes.iter().find_map(bpf_program),
                 });
             }
         }
     }
     Ok(all)
+}
+
+/// The id of the program of a BPF filter, if this attribute has it.
+fn bpf_program(attribute: &TcAttribute) -> Option<u32> {
+    let TcAttribute::Options(options) = attribute else {
+        return None;
+    };
+    options.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+        _ => None,
+    })
 }
 
 /// The name of a BPF filter, if this attribute has it.

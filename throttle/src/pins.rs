@@ -19,7 +19,7 @@ use std::{
 use aya::programs::{TcAttachType, tc::TcHandle};
 use nix::{libc, sys::statfs};
 
-use crate::{Error, Result};
+use crate::{Error, Result, settings::Direction};
 
 /// The folder of all throttles, in the root of the machine's bpf filesystem.
 pub const FOLDER: &str = "throttle";
@@ -218,6 +218,18 @@ impl Pins {
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// Which way the attempts go that are watched, by the programs that are pinned.
+    #[must_use]
+    pub fn direction(&self) -> Option<Direction> {
+        let names = names_in(&self.programs(false));
+        let has = |part: &str| names.iter().any(|name| name.starts_with(part));
+        if has("out_ingress") {
+            Some(Direction::Ingress)
+        } else {
+            has("out_egress").then_some(Direction::Egress)
+        }
     }
 
     /// Whether anything is there.
@@ -442,7 +454,16 @@ impl OwnBpffs {
     /// When the caller lacks CAP_SYS_ADMIN.
     pub fn make() -> Result<Self> {
         let what = "make a bpf filesystem";
-        let failed = |error: io::Error| Error::failed(what, error);
+        let failed = |error: io::Error| {
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                return Error::Denied {
+                    what: what.into(),
+                    reason: error.into(),
+                    remedy: "that takes CAP_SYS_ADMIN; with --keep there is no need for it".into(),
+                };
+            }
+            Error::failed(what, error)
+        };
         // FSOPEN_CLOEXEC, FSCONFIG_CMD_CREATE and FSMOUNT_CLOEXEC of
         // include/uapi/linux/mount.h.
         const CLOEXEC: libc::c_uint = 1;

@@ -322,6 +322,35 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+impl fmt::Display for Settings {
+    /// In a line, in the words of the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn word(of: impl clap::ValueEnum) -> String {
+            let value = of.to_possible_value();
+            value.map_or_else(String::new, |value| value.get_name().to_owned())
+        }
+        let time = humantime::format_duration;
+        write!(
+            f,
+            "{}, limit {}, rate {}, by {}, {}, attempt-timeout {}, max-delay {}, known-for {}, pacing \
+             {}",
+            word(self.mode),
+            self.limit,
+            self.rate,
+            word(self.scope),
+            word(self.direction),
+            time(self.attempt_timeout),
+            time(self.max_delay),
+            time(self.known_for),
+            word(self.pacing),
+        )?;
+        for (n, exempt) in self.exempt.iter().enumerate() {
+            write!(f, "{}{exempt}", if n == 0 { ", exempt " } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
 impl Settings {
     /// The settings as the kernel reads them.
     #[must_use]
@@ -384,7 +413,8 @@ impl Settings {
         if bytes > BYTES_MAX {
             return Err(Error::Usage(format!(
                 "--limit {} and --rate {} with --attempt-timeout {} and --max-delay {} need tables of \
-                 {} MiB, more than the {} MiB there are for them: choose a lower rate or shorter times",
+                 {} MiB, more than the {} MiB there are for them: choose a lower limit or rate, or \
+                 shorter times",
                 self.limit,
                 self.rate,
                 humantime::format_duration(self.attempt_timeout),

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use throttle::{detach, instance::Instance};
+use throttle::{Error, detach, instance::Instance};
 
-use super::{Shown, chosen_or_none, print, runtime, shown};
+use super::{Shown, chosen_or_none, print, runtime, shown, status::strangers_text};
 
 /// What `throttle detach` is told.
 #[derive(Debug, clap::Args)]
@@ -36,15 +36,31 @@ pub(crate) fn detach(args: &Detach) -> Result<()> {
     } else {
         0
     };
+    let strangers: Vec<String> = match args.name {
+        Some(_) => Vec::new(),
+        None => {
+            let found = runtime.block_on(detach::strangers())?;
+            found.iter().map(|of| shown(&of.name)).collect()
+        }
+    };
     let text = match Shown::or_default(args.output) {
         Shown::Text => said(&removed, orphans),
         Shown::Json => {
             let names: Vec<&str> = removed.iter().map(|of| of.name.as_str()).collect();
-            let value = serde_json::json!({ "removed": names, "orphaned_filters": orphans });
+            let value = serde_json::json!({
+                "removed": names,
+                "orphaned_filters": orphans,
+                "strangers": strangers,
+            });
             format!("{value}\n")
         }
     };
-    print(&text)
+    print(&text)?;
+    if strangers.is_empty() {
+        return Ok(());
+    }
+    let left = strangers_text(&strangers);
+    Err(Error::Refused(format!("{}; end that one itself", left.trim_end())).into())
 }
 
 fn said(removed: &[&Instance], orphans: usize) -> String {
@@ -60,7 +76,7 @@ fn said(removed: &[&Instance], orphans: usize) -> String {
         text += &format!("{orphans} filters of a throttle that was killed are removed\n");
     }
     if text.is_empty() {
-        text += "nothing of throttle is attached in this network namespace\n";
+        text += "no throttle is registered in this network namespace\n";
     }
     text
 }

@@ -81,7 +81,8 @@ fn attempt(end: &End, format: Shown) -> Result<()> {
     if !plan.is_certain && !end.yes {
         return Err(Failure::from(Refusal::Uncertain(plan.process.pid)).into());
     }
-    let is_asked = !end.yes && stdin().is_terminal() && stdout().is_terminal();
+    // Somebody is there, even if the output goes elsewhere.
+    let is_asked = !end.yes && stdin().is_terminal();
     if is_asked && !is_wanted(format, plan, &options)? {
         tell(format, plan, Err("declined"))?;
         return Err(Error::Refused("nothing was done".into()).into());
@@ -99,13 +100,17 @@ fn attempt(end: &End, format: Shown) -> Result<()> {
 fn is_wanted(format: Shown, plan: &Plan, options: &Options) -> Result<bool> {
     let question = format!("end process {}? [y/N] ", plan.process.pid);
     match format {
-        Shown::Text => print(&question)?,
+        Shown::Text if stdout().is_terminal() => print(&question)?,
+        // It is the reader's by now.
+        Shown::Text if stderr().is_terminal() => {
+            stderr().write_all(question.as_bytes()).context("ask")?;
+        }
         // The standard output is for the object alone.
         Shown::Json if stderr().is_terminal() => {
             let text = plan_text(plan, options) + &question;
             stderr().write_all(text.as_bytes()).context("ask")?;
         }
-        Shown::Json => {
+        Shown::Text | Shown::Json => {
             let what = "there is nowhere to ask: give --yes to end it without a question";
             return Err(Error::Usage(what.into()).into());
         }

@@ -23,10 +23,15 @@ What is usually behind it
 What to do now
   1. See who it is. The event names the scope and the owner, with an example of
      a source and a destination.
+       throttle top                           who has half-open and deferred attempts
+       throttle status                        what has happened in each scope
        ss -tnp state syn-sent                 half-open connections, with programs
        cat /sys/fs/cgroup/<path>/cgroup.procs  the processes of a cgroup
-  2. Is it a program that should dial many hosts? Raise --limit or --rate, or
-     watch only, with --mode monitor.
+  2. Is it a program that should dial many hosts? Raise the limit or the rate,
+     leave its destinations alone, or watch only. None of it takes a restart:
+       throttle set --limit 200 --rate 50/s
+       throttle set --exempt 10.0.0.0/8
+       throttle set --mode monitor
   3. Is it a program that you do not know, or that dials addresses you do not
      expect? Keep it throttled while you look: it can do little harm so.
        ls -l /proc/<pid>/exe; cat /proc/<pid>/cmdline | tr '\0' ' '

@@ -32,6 +32,17 @@ const EXIT_STATUS: [(&str, &str); 5] = [
     ("3", "The caller lacks a privilege."),
     ("4", "The kernel lacks something."),
 ];
+const SIGNALS: [(&str, &str); 2] = [
+    (
+        "SIGINT, SIGTERM",
+        "It detaches, unless what it does is kept, and ends.",
+    ),
+    (
+        "SIGHUP",
+        "It reads its configuration file again and puts it in force, or says in the log why not. \
+         Without a file it ends.",
+    ),
+];
 const ENVIRONMENT: [(&str, &str); 2] = [
     (
         "RUST_LOG",
@@ -165,6 +176,9 @@ fn page(name: &str, command: &Command, version: &str, pages: &[&str]) -> Result<
         own_sections(&mut rest, &help.to_string());
     }
     list(&mut rest, "EXIT STATUS", &EXIT_STATUS);
+    if command.get_name() == "run" {
+        list(&mut rest, "SIGNALS", &SIGNALS);
+    }
     if name == NAME || command.get_name() == "run" {
         list(&mut rest, "ENVIRONMENT", &ENVIRONMENT);
         list(&mut rest, "FILES", &FILES);

@@ -20,6 +20,10 @@ use throttle::privileges;
 /// lost, and counted.
 const BACKLOG: usize = 4_096;
 
+/// What is logged unless `RUST_LOG` says otherwise. What netlink's crate cannot
+/// read (a name that is not UTF-8) it would tell byte by byte.
+const FILTER: &str = "info,netlink_proto=off";
+
 /// How long the end waits for the last lines to be read.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -86,7 +90,7 @@ impl Log {
             pass_on(&waiting, &lost);
         });
         let given_up = starting.recv();
-        let mut logger = Builder::from_env(Env::default().default_filter_or("info"));
+        let mut logger = Builder::from_env(Env::default().default_filter_or(FILTER));
         if has_colours() {
             logger.write_style(WriteStyle::Always);
         }

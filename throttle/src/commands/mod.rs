@@ -126,24 +126,29 @@ pub(crate) fn none_here() -> Error {
     )
 }
 
+/// How many cells of a terminal a text takes.
+fn cells_of(text: &str) -> usize {
+    ratatui::text::Span::raw(text).width()
+}
+
 /// A table for people: the first column to the left, the others to the right.
 pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        cells.map(|cell| cells_of(cell)).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::from("  ");
         for (column, cell) in row.iter().enumerate() {
-            let width = widths[column];
-            if column == 0 {
-                line += &format!("{cell:<width$}");
+            let fill = " ".repeat(widths[column].saturating_sub(cells_of(cell)));
+            line += &if column == 0 {
+                format!("{cell}{fill}")
             } else {
-                line += &format!("  {cell:>width$}");
-            }
+                format!("  {fill}{cell}")
+            };
         }
         text += line.trim_end();
         text.push('\n');

@@ -5,6 +5,7 @@ use std::io::{IsTerminal as _, stdout};
 use anyhow::Result;
 use log::debug;
 use throttle::{
+    Settings,
     config::{Change, Config, Source},
     daemon::{Plan, Reload, Throttle},
     encode::{Format, Host},
@@ -39,8 +40,12 @@ struct File {
 }
 
 impl Reload for File {
-    fn read(&mut self) -> throttle::Result<(throttle::Settings, Wanted, Vec<Change>)> {
-        let (config, changes) = self.source.reload(&self.running)?;
+    fn read(&mut self, in_force: Settings) -> throttle::Result<(Settings, Wanted, Vec<Change>)> {
+        let running = Config {
+            settings: in_force,
+            ..self.running.clone()
+        };
+        let (config, changes) = self.source.reload(&running)?;
         let wanted = Wanted::new(&config.interfaces)?;
         let settings = config.settings.clone();
         self.read = Some(config);

@@ -6,15 +6,12 @@ use throttle::{
     exempt::Exempt,
     instance::Instance,
     object::Sizes,
-    settings::{Direction, Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
+    settings::{Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
 
 use std::time::Duration;
 
-use super::{
-    Shown, chosen, print,
-    status::{InForce, settings_text},
-};
+use super::{Shown, chosen, print, status::InForce};
 
 /// What `throttle set` is told.
 #[derive(Debug, clap::Args)]
@@ -97,7 +94,7 @@ impl Set {
 pub(crate) fn set(set: &Set) -> Result<()> {
     let instance = one(chosen(set.name.as_deref())?)?;
     let mut maps = instance.maps()?;
-    let before = Settings::in_force(&maps.policy()?, maps.exempt(), Direction::Egress);
+    let before = Settings::in_force(&maps.policy()?, maps.exempt(), instance.direction());
     let after = set.over(before.clone());
     if after != before {
         // Its maps are open, so it has pins.
@@ -108,13 +105,9 @@ pub(crate) fn set(set: &Set) -> Result<()> {
         maps.change(&after, &Sizes::of(pins)?, cpus)?;
     }
     // What the kernel has now, not what was asked for.
-    let now = Settings::in_force(&maps.policy()?, maps.exempt(), Direction::Egress);
+    let now = Settings::in_force(&maps.policy()?, maps.exempt(), instance.direction());
     let text = match Shown::or_default(set.output) {
-        Shown::Text => format!(
-            "{}: {}\n",
-            super::shown(&instance.name),
-            settings_text(&now)
-        ),
+        Shown::Text => format!("{}: {}\n", super::shown(&instance.name), now),
         Shown::Json => {
             let value = serde_json::json!({
                 "name": instance.name,

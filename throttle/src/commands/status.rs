@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 use serde::Serialize;
 use throttle::{
-    Settings, clock, event,
+    Error, Settings, clock, detach, event,
     exempt::Exempt,
     instance::{Daemon, Instance},
     interface,
@@ -38,6 +38,8 @@ pub(crate) struct Status {
 #[derive(Debug, Serialize)]
 struct Report {
     throttles: Vec<Throttle>,
+    /// Interfaces with programs of ours that are nobody's who is registered.
+    strangers: Vec<String>,
 }
 
 /// The state of one.
@@ -45,13 +47,10 @@ struct Report {
 struct Throttle {
     name: String,
     /// None if it goes on without one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     daemon: Option<DaemonState>,
     /// Why no more can be told.
-    #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     interfaces: Vec<Attached>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     settings: Option<InForce>,
     scopes: Vec<ScopeState>,
     /// What could not be handled the usual way, and what came of it.
@@ -66,8 +65,8 @@ struct DaemonState {
     started: String,
     keep: bool,
     /// Whether it has said so within the last second; if not, senders take the
-    /// releases.
-    is_responding: bool,
+    /// releases. None if that cannot be looked at.
+    is_responding: Option<bool>,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,6 +82,7 @@ pub(super) struct InForce {
     limit: u64,
     rate: String,
     scope: &'static str,
+    direction: &'static str,
     mode: &'static str,
     pacing: &'static str,
     attempt_timeout: String,
@@ -104,6 +104,10 @@ impl InForce {
                 Scope::Process => "process",
                 Scope::Source => "source",
             },
+            direction: match settings.direction {
+                Direction::Egress => "egress",
+                Direction::Ingress => "ingress",
+            },
             mode: match settings.mode {
                 Mode::Enforce => "enforce",
                 Mode::Monitor => "monitor",
@@ -121,26 +125,6 @@ impl InForce {
     }
 }
 
-/// Settings in a line, for people.
-pub(super) fn settings_text(settings: &Settings) -> String {
-    let of = InForce::of(settings);
-    let mut text = format!(
-        "{}, limit {}, rate {}, by {}, attempt-timeout {}, max-delay {}, known-for {}, pacing {}",
-        of.mode,
-        of.limit,
-        of.rate,
-        of.scope,
-        of.attempt_timeout,
-        of.max_delay,
-        of.known_for,
-        of.pacing
-    );
-    if !of.exempt.is_empty() {
-        text += &format!(", exempt {}", of.exempt.join(" "));
-    }
-    text
-}
-
 #[derive(Debug, Serialize)]
 struct ScopeState {
     kind: &'static str,
@@ -154,6 +138,23 @@ struct ScopeState {
     tallies: serde_json::Map<String, serde_json::Value>,
 }
 
+impl ScopeState {
+    fn pid(&self) -> &str {
+        &self.id
+    }
+}
+
+/// A name that leaves room for the columns: of a longer one the end says most.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 48;
+    let len = name.chars().count();
+    if len <= MOST {
+        return name.into();
+    }
+    let end: String = name.chars().skip(len - (MOST - 1)).collect();
+    format!("…{end}")
+}
+
 pub(crate) fn status(status: &Status) -> Result<()> {
     let instances = chosen_or_none(status.name.as_deref())?;
     let interfaces: HashMap<u32, String> = runtime()?
@@ -162,16 +163,26 @@ pub(crate) fn status(status: &Status) -> Result<()> {
         .collect();
     let mut names = Names::new(false);
     let throttles = instances.iter();
+    let strangers = match status.name {
+        Some(_) => Vec::new(),
+        None => runtime()?.block_on(detach::strangers())?,
+    };
     let report = Report {
         throttles: throttles
             .map(|instance| look(instance, &interfaces, &mut names))
             .collect(),
+        strangers: strangers.iter().map(|of| shown(&of.name)).collect(),
     };
     let text = match Shown::or_default(status.output) {
         Shown::Text => text(&report),
         Shown::Json => format!("{}\n", serde_json::to_string(&report)?),
     };
-    print(&text)
+    print(&text)?;
+    // What could be told has been.
+    match report.throttles.iter().find_map(|of| of.error.as_ref()) {
+        Some(error) => Err(Error::Refused(error.clone()).into()),
+        None => Ok(()),
+    }
 }
 
 fn look(instance: &Instance, interfaces: &HashMap<u32, String>, names: &mut Names) -> Throttle {
@@ -210,7 +221,7 @@ fn look(instance: &Instance, interfaces: &HashMap<u32, String>, names: &mut Name
         }
     };
     found.daemon = instance.daemon.as_ref().map(|of| daemon(of, Some(&maps)));
-    let settings = Settings::in_force(&policy, maps.exempt(), Direction::Egress);
+    let settings = Settings::in_force(&policy, maps.exempt(), instance.direction());
     found.settings = Some(InForce::of(&settings));
     found.scopes = scopes(&maps, &policy, interfaces, names);
     for (name, count) in maps.unhandled() {
@@ -230,7 +241,7 @@ fn daemon(daemon: &Daemon, maps: Option<&Maps>) -> DaemonState {
         keep: daemon.keep,
         // With a pacing that does without it, it says nothing.
         is_responding: heard
-            .is_none_or(|heard| heard.alive_until_ns == 0 || heard.is_alive(clock::monotonic_ns())),
+            .map(|heard| heard.alive_until_ns == 0 || heard.is_alive(clock::monotonic_ns())),
     }
 }
 
@@ -286,12 +297,7 @@ fn name_of(
         let name = interfaces.get(&u32::try_from(subject.number()).ok()?)?;
         return Some(Name::new(name));
     }
-    let name = names.scope(subject)?;
-    // A program has as many scopes as processes.
-    Some(match SubjectKind::from_raw(subject.kind) {
-        Some(SubjectKind::Process) => Name::new(format!("{name} ({})", subject.number())),
-        _ => name,
-    })
+    names.scope(subject)
 }
 
 /// The tallies that the table for people has, with their titles.
@@ -309,10 +315,25 @@ const COLUMNS: [(&str, &str); 9] = [
 
 fn text(report: &Report) -> String {
     if report.throttles.is_empty() {
-        return "no throttle is at work in this network namespace\n".into();
+        return match report.strangers.is_empty() {
+            true => "no throttle is registered in this network namespace\n".into(),
+            false => strangers_text(&report.strangers),
+        };
     }
-    let each: Vec<String> = report.throttles.iter().map(throttle_text).collect();
+    let mut each: Vec<String> = report.throttles.iter().map(throttle_text).collect();
+    if !report.strangers.is_empty() {
+        each.push(strangers_text(&report.strangers));
+    }
     each.join("\n")
+}
+
+/// What is to be said of programs that are nobody's who is registered.
+pub(super) fn strangers_text(strangers: &[String]) -> String {
+    format!(
+        "programs of a throttle that is not registered here are on {}: one that had no right to \
+         register, that has a /run of its own, or that was killed; `throttle doctor` shows them\n",
+        strangers.join(", ")
+    )
 }
 
 fn throttle_text(of: &Throttle) -> String {
@@ -324,10 +345,10 @@ fn throttle_text(of: &Throttle) -> String {
             daemon.version,
             daemon.started,
             if daemon.keep { ", keeps" } else { "" },
-            if daemon.is_responding {
-                ""
-            } else {
+            if daemon.is_responding == Some(false) {
                 ", does not respond: senders take the releases"
+            } else {
+                ""
             },
         ),
         None => {
@@ -336,6 +357,9 @@ fn throttle_text(of: &Throttle) -> String {
                 .into()
         }
     };
+    if let Some(error) = &of.error {
+        return text + &format!("  error        {error}\n");
+    }
     let each: Vec<String> = of
         .interfaces
         .iter()
@@ -345,17 +369,15 @@ fn throttle_text(of: &Throttle) -> String {
         true => "  interfaces   none\n".into(),
         false => format!("  interfaces   {}\n", each.join(", ")),
     };
-    if let Some(error) = &of.error {
-        return text + &format!("  error        {error}\n");
-    }
     if let Some(of) = &of.settings {
         text += &format!(
-            "  settings     {}, limit {}, rate {}, by {}, pacing {}\n  \
+            "  settings     {}, limit {}, rate {}, by {}, {}, pacing {}\n  \
              times        attempt-timeout {}, max-delay {}, known-for {}\n",
             of.mode,
             of.limit,
             of.rate,
             of.scope,
+            of.direction,
             of.pacing,
             of.attempt_timeout,
             of.max_delay,
@@ -390,8 +412,14 @@ fn table(scopes: &[ScopeState]) -> String {
     rows[0].extend(COLUMNS.map(|(_, title)| title.to_owned()));
     for scope in scopes {
         let mark = if scope.is_limited { " *" } else { "" };
+        let number = match scope.kind {
+            // A program has as many scopes as processes.
+            "process" if scope.name != scope.pid() => format!(" ({})", scope.pid()),
+            _ => String::new(),
+        };
+        let name = shortened(&scope.name);
         let mut row = vec![
-            format!("{} {}{mark}", scope.kind, scope.name),
+            format!("{} {name}{number}{mark}", scope.kind),
             scope.half_open.to_string(),
             scope.queued.to_string(),
         ];

@@ -57,7 +57,7 @@ pub(crate) struct Top {
     filter: String,
 
     /// Only this throttle
-    #[arg(long, value_name = "NAME")]
+    #[arg(long = "name", alias = "throttle", value_name = "NAME")]
     throttle: Option<String>,
 
     /// How often to look
