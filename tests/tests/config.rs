@@ -139,7 +139,7 @@ fn a_file_with_a_mistake_is_refused_with_its_place() {
         ("limit = 3", &["no interface", "-i IFACE", "interface = "]),
         (
             "interface = \"eth0\"\nrate = \"100000/s\"\nmax-delay = \"1h\"",
-            &["256 MiB", "lower rate"],
+            &["256 MiB", "lower limit or rate"],
         ),
         ("", &["unknown.toml", "empty"]),
     ] {

@@ -275,11 +275,11 @@ fn settings_that_make_no_sense_are_refused_with_what_to_write() {
         (&["--limits", "5"], &["--limits", "--limit"]),
         (
             &["--rate", "100000/s", "--max-delay", "1h"],
-            &["--rate 100000/s", "--max-delay 1h", "lower rate"],
+            &["--rate 100000/s", "--max-delay 1h", "lower limit or rate"],
         ),
         (
             &["--attempt-timeout", "1h", "--rate", "10000/s"],
-            &["--attempt-timeout 1h", "256 MiB", "lower rate"],
+            &["--attempt-timeout 1h", "256 MiB", "lower limit or rate"],
         ),
     ] {
         let args = [&["-i", "eth0"], args].concat();
