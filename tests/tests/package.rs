@@ -370,12 +370,19 @@ for path in /etc/x /usr/x /sys/fs/cgroup/x; do
 done
 touch /run/at-work
 until [ -e /run/go-on ]; do sleep 0.1; done
-dpkg --install /tmp/throttle-next.deb >&2
+sed -i 's/^limit = 3$/limit = 4/' /etc/throttle/throttle.toml
+systemctl reload throttle && echo reloaded=yes
+until grep -q 'in force: limit' /run/log; do sleep 0.1; done
+echo 'limti = 9' >> /etc/throttle/throttle.toml
+systemctl reload throttle || echo refused=yes
+sed -i '/^limti/d' /etc/throttle/throttle.toml
+echo still=$(show ActiveState)
+dpkg --force-confold --install /tmp/throttle-next.deb >&2
 echo upgraded=$(show ActiveState)
 [ $(show MainPID) = $pid ] || echo restarted=yes
 dpkg --remove throttle >&2
 echo removed=$(show ActiveState)
-dpkg --install /tmp/throttle-next.deb >&2
+dpkg --force-confold --install /tmp/throttle-next.deb >&2
 echo again=$(show ActiveState)
 dpkg --purge throttle >&2
 ";
@@ -393,12 +400,13 @@ fn under_systemd_it_works_is_restarted_by_an_upgrade_and_ended_by_a_removal() {
     let before = HookState::of(&lab.client);
     upgrade(&host);
     // Started by hand it must not wait for what a whole machine starts.
-    let drop_in = format!(
-        "[Unit]\nDefaultDependencies=no\n\
-         [Service]\nExecStart=\nExecStart=/usr/bin/throttle run -i {} --limit=3 --rate=5/s\n\
-         StandardOutput=append:/run/events\nStandardError=append:/run/log\n",
+    let drop_in = "[Unit]\nDefaultDependencies=no\n\
+                   [Service]\nStandardOutput=append:/run/events\nStandardError=append:/run/log\n";
+    let configuration = format!(
+        "interface = \"{}\"\nlimit = 3\nrate = \"5/s\"\n",
         lab.device
     );
+    host.machine.write(CONFIGURATION, configuration);
     host.machine
         .run(|| fs::create_dir("/etc/systemd/system/throttle.service.d"))
         .unwrap();
@@ -471,6 +479,9 @@ fn under_systemd_it_works_is_restarted_by_an_upgrade_and_ended_by_a_removal() {
         &kept,
         "bpffs=writable",
         "registry=writable",
+        "reloaded=yes",
+        "refused=yes",
+        "still=active",
         "upgraded=active",
         "restarted=yes",
         "removed=inactive",
