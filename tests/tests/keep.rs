@@ -277,7 +277,7 @@ fn what_another_version_left_is_replaced_and_that_is_said() {
     let said = second.wait_log("is replaced", Duration::from_secs(5));
     assert!(said.contains("another version"), "{said}");
     // Its own maps are there now, and it counts from nothing.
-    lab.dial((100..130).map(dead));
+    let _more = lab.dial((100..130).map(dead));
     wait_until("the limit to be reached", Duration::from_secs(5), || {
         !second.limit_events().is_empty()
     });
@@ -459,4 +459,183 @@ fn a_daemon_that_ends_on_request_leaves_the_queue_to_the_senders_at_once() {
         "the next one got out {:.0} ms after the daemon had ended",
         millis(stopped_ns, next.at_ns)
     );
+}
+
+#[test]
+fn of_two_that_start_at_the_same_moment_one_has_the_interface() {
+    let (lab, mounts) = lab();
+    for keep in [&[][..], &["--keep"]] {
+        let both = ["--name=a", "--name=b"].map(|name| {
+            let words = arguments(&[keep, &[name]].concat());
+            Throttle::run(
+                &lab.client,
+                &words.iter().map(String::as_str).collect::<Vec<_>>(),
+            )
+            .with_mounts(&mounts)
+            .start()
+        });
+        let mut both = both.map(Some);
+        wait_until("one of them to be refused", Duration::from_secs(20), || {
+            both.iter_mut().flatten().any(|one| one.ended().is_some())
+        });
+        let mut left = Vec::new();
+        for one in &mut both {
+            let mut one = one.take().unwrap();
+            match one.ended() {
+                Some(status) => {
+                    assert_eq!(status.code(), Some(1));
+                    let said = one.stderr().join("\n");
+                    assert!(
+                        said.contains("is attached to interface eth0 already"),
+                        "{said}"
+                    );
+                }
+                None => left.push(one),
+            }
+        }
+        assert_eq!(left.len(), 1, "one stays");
+        let found = status(&lab.client, Some(&mounts));
+        assert_eq!(only(&found)["daemon"]["pid"], left[0].pid());
+        drop(left);
+        Throttle::command(&lab.client, &["detach"])
+            .with_mounts(&mounts)
+            .output()
+            .expect_success();
+    }
+}
+
+#[test]
+fn what_somebody_else_puts_into_the_bpf_filesystem_is_not_believed() {
+    let (lab, mounts) = lab();
+    let running = start(&lab, &mounts, &[]);
+    let network = {
+        let folder = fs::read_dir("/run/throttle").unwrap();
+        let pid = format!("\"pid\":{}", running.pid());
+        let mut all = folder.flatten().filter(|entry| entry.path().is_dir());
+        let own = all.find(|entry| {
+            let file = entry.path().join("eth0");
+            fs::read_to_string(file).is_ok_and(|text| text.contains(&pid))
+        });
+        own.unwrap().file_name().into_string().unwrap()
+    };
+    running.stop().expect_success();
+    let index = lab.client.ifindex("eth0");
+    let fake = format!("/sys/fs/bpf/throttle/{network}/fake/links/{index}-egress");
+    let made = lab
+        .client
+        .program("mkdir")
+        .args(["-p", &fake])
+        .with_mounts(&mounts)
+        .as_user(65_534)
+        .output();
+    if made.code() != Some(0) {
+        eprintln!(
+            "skipped: this bpf filesystem is nobody's to write to: {}",
+            made.stderr
+        );
+        return;
+    }
+    let running = start(&lab, &mounts, &[]);
+    running.wait_log("is not believed", Duration::from_secs(5));
+    let found = status(&lab.client, Some(&mounts));
+    assert_eq!(only(&found)["name"], "eth0");
+    running.stop().expect_success();
+    // Nothing is kept where anybody could take it away.
+    let words = arguments(&["--keep"]);
+    let refused = Throttle::run(
+        &lab.client,
+        &words.iter().map(String::as_str).collect::<Vec<_>>(),
+    )
+    .with_mounts(&mounts)
+    .output();
+    assert_eq!(refused.code(), Some(1));
+    assert!(
+        refused.stderr.contains("look who made"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
+fn a_start_that_fails_changes_no_setting_of_what_is_kept() {
+    let (lab, mounts) = lab();
+    lab.client.ip("link add second type veth peer name third");
+    lab.client.tc("qdisc add dev second ingress");
+    drop(start(&lab, &mounts, &["--keep", "--hook=clsact"]));
+    let before = status(&lab.client, Some(&mounts));
+    for more in [
+        &["--mode=monitor", "--limit=7"][..],
+        // This one wants larger tables.
+        &["--limit=7", "--attempt-timeout=12h"],
+    ] {
+        let mut words = vec![
+            "-i=eth0",
+            "-i=second",
+            "--name=eth0",
+            "--keep",
+            "--hook=clsact",
+            "--rate=5/s",
+        ];
+        words.extend(more);
+        let failed = Throttle::run(&lab.client, &words)
+            .with_mounts(&mounts)
+            .output();
+        assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
+        assert!(failed.stderr.contains("ingress qdisc"), "{}", failed.stderr);
+        let now = status(&lab.client, Some(&mounts));
+        if more[0] == "--mode=monitor" {
+            assert_eq!(only(&now)["settings"], only(&before)["settings"]);
+        }
+        assert_eq!(only(&now)["interfaces"], only(&before)["interfaces"]);
+        // Whoever commands it commands what holds the packets.
+        Throttle::command(
+            &lab.client,
+            &["set", "--limit=10", "--rate=5/s", "--mode=enforce"],
+        )
+        .with_mounts(&mounts)
+        .output()
+        .expect_success();
+        let capture = lab.capture();
+        let _attempts = lab.dial((0..40).map(dead));
+        capture.wait_for_attempts(10, Duration::from_secs(5));
+        holds_for("the rate holds", Duration::from_millis(900), || {
+            capture.attempts() <= 16
+        });
+        let now = status(&lab.client, Some(&mounts));
+        assert!(
+            scope_in(only(&now), "eth0")["queued"].as_u64() > Some(0),
+            "{now}"
+        );
+    }
+}
+
+#[test]
+fn a_filter_of_somebody_else_in_the_place_of_ours_stays() {
+    let (lab, mounts) = lab();
+    let theirs = "filter add dev eth0 egress bpf bytecode";
+    for adopts in [false, true] {
+        let running = start(&lab, &mounts, &["--keep", "--hook=clsact"]);
+        lab.client.tc("filter del dev eth0 egress");
+        lab.client
+            .program("tc")
+            .args(theirs.split(' '))
+            .arg("1,6 0 0 4294967295")
+            .output()
+            .expect_success();
+        drop(running);
+        if adopts {
+            drop(start(&lab, &mounts, &["--keep", "--hook=clsact"]));
+        }
+        Throttle::command(&lab.client, &["detach"])
+            .with_mounts(&mounts)
+            .output()
+            .expect_success();
+        let left = HookState::of(&lab.client).filters;
+        assert_eq!(left.len(), 1, "adopted: {adopts}: {left:?}");
+        assert!(
+            left.values().all(|shown| shown.contains("bytecode")),
+            "{left:?}"
+        );
+        lab.client.tc("qdisc del dev eth0 clsact");
+    }
 }

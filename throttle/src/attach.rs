@@ -1,6 +1,9 @@
 //! The programs on a device.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{
@@ -63,11 +66,23 @@ struct Hooked {
     pin: Option<PathBuf>,
     /// Whether it stays when this is dropped.
     keep: bool,
+    /// If it is a filter: which, and the id of its program.
+    filter: Option<(Filter, Option<u32>)>,
 }
 
 impl Hooked {
-    /// Detaches it. A device that is gone took it with it.
-    fn detach(mut self) {
+    /// Detaches it. A device that is gone took it with it. Where the filter was
+    /// there may be somebody else's by now, which stays.
+    async fn detach(mut self) {
+        if let Some((filter, id)) = &self.filter
+            && !is_there(filter, *id).await
+        {
+            std::mem::forget(self.link.take());
+        }
+        self.detach_now();
+    }
+
+    fn detach_now(&mut self) {
         if let Some(pin) = &self.pin
             && let Err(error) = pins::remove_file(pin)
         {
@@ -212,8 +227,8 @@ impl Attachment {
 
     /// The device is gone, and took the programs with it.
     pub fn gone(mut self) {
-        for hooked in self.hooked.drain(..) {
-            hooked.detach();
+        for mut hooked in self.hooked.drain(..) {
+            hooked.detach_now();
         }
     }
 
@@ -252,6 +267,7 @@ impl Attachment {
                 link: Some(link),
                 pin,
                 keep: place.keep,
+                filter: None,
             });
         }
         Ok(())
@@ -292,29 +308,43 @@ impl Attachment {
             let what = format!("attach {program_name} to {name}");
             let program = object.classifier(program_name)?;
             let old = there.iter().find(|filter| filter.at == *at);
-            let (link, is_old) = match old.and_then(|filter| refiltered(program, &name, filter)) {
+            // What is there now may be somebody else's.
+            let still = match (old, &place.pins) {
+                (Some(filter), Some(pins)) => {
+                    let id = pins::id_of_program(&pins.filter(filter));
+                    is_there(filter, id).await
+                }
+                _ => false,
+            };
+            let replaced = old.filter(|_| still);
+            let replaced = replaced.and_then(|filter| refiltered(program, &name, filter));
+            let (link, is_old) = match replaced {
                 Some(link) => (link, true),
                 None => (filtered(program, &name, *at, &what)?, false),
             };
             self.took_over |= is_old;
+            let failed = |error| Error::failed(&*what, error);
+            let filter = Filter {
+                index,
+                at: *at,
+                priority: link.priority().map_err(failed)?,
+                handle: link.handle().map_err(failed)?,
+                added_qdisc: self.added_clsact,
+            };
+            let id = program.info().map_err(failed)?.id();
             let pin = match &place.pins {
                 None => None,
                 Some(pins) => {
-                    if let Some(old) = old {
+                    // At no moment is the filter there without a pin that stands for it.
+                    let (new, pin) = (pins.new_filter(&filter), pins.filter(&filter));
+                    pins::remove_file(&new)?;
+                    program
+                        .pin(&new)
+                        .map_err(|error| Error::failed(&*what, error))?;
+                    fs::rename(&new, &pin).map_err(|error| Error::failed(&*what, error))?;
+                    if let Some(old) = old.filter(|old| **old != filter) {
                         pins::remove_file(&pins.filter(old))?;
                     }
-                    let failed = |error| Error::failed(&*what, error);
-                    let filter = Filter {
-                        index,
-                        at: *at,
-                        priority: link.priority().map_err(failed)?,
-                        handle: link.handle().map_err(failed)?,
-                        added_qdisc: self.added_clsact,
-                    };
-                    let pin = pins.filter(&filter);
-                    program
-                        .pin(&pin)
-                        .map_err(|error| Error::failed(&*what, error))?;
                     Some(pin)
                 }
             };
@@ -322,16 +352,28 @@ impl Attachment {
                 link: Some(link),
                 pin,
                 keep: place.keep,
+                filter: Some((filter, Some(id))),
             });
         }
         Ok(())
+    }
+
+    /// Whether the programs are still on the device: somebody may have removed
+    /// them, or the device has gone and another one has its index.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.hooked.iter().all(|hooked| {
+            let link = hooked.pin.as_deref().filter(|_| hooked.filter.is_none());
+            link.and_then(pins::device_of_link)
+                .is_none_or(|index| index == self.interface.index)
+        })
     }
 
     /// Detaches the programs, and removes the clsact qdisc if it was added for
     /// them and nobody else uses it.
     pub async fn detach(mut self) {
         for hooked in self.hooked.drain(..) {
-            hooked.detach();
+            hooked.detach().await;
         }
         if self.added_clsact {
             remove_qdisc(&self.interface).await;
@@ -431,11 +473,30 @@ async fn remove_filters(interface: &Interface, place: &Place) {
         .filter(|filter| filter.index == interface.index)
         .collect();
     for filter in &filters {
-        remove_filter(&interface.name, filter, pins);
+        let id = pins::id_of_program(&pins.filter(filter));
+        if is_there(filter, id).await {
+            remove_filter(&interface.name, filter, pins);
+        } else if let Err(error) = pins::remove_file(&pins.filter(filter)) {
+            warn!("{error}");
+        }
     }
     if filters.iter().any(|filter| filter.added_qdisc) {
         remove_qdisc(interface).await;
     }
+}
+
+/// Whether the filter is on its device, with the program `id` and no other.
+async fn is_there(filter: &Filter, id: Option<u32>) -> bool {
+    let Ok(found) = interface::bpf_filters(filter.index).await else {
+        return false;
+    };
+    let is_ingress = filter.at == TcAttachType::Ingress;
+    found.iter().any(|of| {
+        of.is_ingress == is_ingress
+            && of.priority == filter.priority
+            && of.handle == u32::from(filter.handle)
+            && id.is_some_and(|id| of.program == Some(id))
+    })
 }
 
 /// Removes a filter from its device, and its pin.

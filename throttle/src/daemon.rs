@@ -35,7 +35,7 @@ use crate::{
     episodes::{Point, Report},
     error::errno_of,
     event,
-    instance::{self, Instance, Registration},
+    instance::{self, Exclusive, Instance, Registration},
     interface::{self, Interface, Wanted},
     maps::{self, Maps},
     name::Name,
@@ -259,6 +259,11 @@ impl Throttle {
         // without detaching, and no interface come or go unnoticed.
         let (signals, changes) = (Signals::listen(reload.is_some())?, interface::changes()?);
         let interfaces = wanted.find().await?;
+        // Until it can be found by others.
+        let _lock = match &name {
+            Some(_) => lock(keep)?,
+            None => None,
+        };
         let registration = register(name.as_deref(), keep)?;
         let interfaces = without_taken(interfaces, &wanted, name.as_deref())?;
         refuse_strangers(&interfaces, name.as_deref()).await?;
@@ -300,8 +305,11 @@ impl Throttle {
                 info!("settings that were in force until now: {before}");
             }
         }
-        maps.set_exempt(&settings.exempt)?;
-        maps.set_policy(&policy)?;
+        if !adopts {
+            maps.set_exempt(&settings.exempt)?;
+            maps.set_policy(&policy)?;
+        }
+        let seen = maps.policy()?;
         let ring: RingBuf<MapData> = maps::take(&mut object.ebpf, "EVENTS")?;
         // SAFETY: the ring buffer keeps one descriptor, its map's, open until it
         // is dropped.
@@ -335,7 +343,7 @@ impl Throttle {
             names: HashMap::new(),
             direction: settings.direction,
             pacing: settings.pacing,
-            seen: policy,
+            seen,
             keeper: Keeper::new()?,
             watch: Watch::default(),
             may_resume: adopts,
@@ -347,14 +355,17 @@ impl Throttle {
         };
         // Before the first SYN can be deferred.
         throttle.beat()?;
-        if let Err(error) = throttle.attach_all(&interfaces, &left, keep).await {
-            // What this one attached is detached, what was there stays: some of it
-            // may have been replaced, so all of it is left where it is.
-            for attachment in throttle.attachments.drain(..) {
-                if !attachment.took_over {
-                    attachment.detach().await;
-                }
-            }
+        let started = match throttle.attach_all(interfaces, &left).await {
+            // What was left keeps its settings until all is well.
+            Ok(()) if adopts => throttle.change(&settings),
+            other => other,
+        };
+        let started = match started {
+            Ok(()) => throttle.settle(&left, keep).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
+            throttle.give_up_start(&left).await;
             return Err(error);
         }
         fresh.0 = None;
@@ -362,14 +373,33 @@ impl Throttle {
         Ok(throttle)
     }
 
-    async fn attach_all(
-        &mut self,
-        interfaces: &[Interface],
-        left: &Left,
-        keep: bool,
-    ) -> Result<()> {
-        for interface in interfaces {
-            match detach::remove_orphans_of(interface).await {
+    /// Attaches to all of them: first where an earlier daemon's programs are.
+    async fn attach_all(&mut self, interfaces: Vec<Interface>, left: &Left) -> Result<()> {
+        let before: HashSet<u32> = match (&left.state, &self.place.pins) {
+            (State::Usable(_) | State::Useless(_), Some(pins)) => {
+                pins.devices().into_iter().map(|(index, _)| index).collect()
+            }
+            _ => HashSet::new(),
+        };
+        let (old, new): (Vec<_>, Vec<_>) = interfaces
+            .into_iter()
+            .partition(|interface| before.contains(&interface.index));
+        for interface in old.into_iter().chain(new) {
+            match self.attach(&interface).await {
+                Ok(()) => {}
+                // One that fits a pattern comes and goes as it likes.
+                Err(error) if is_gone(&error) && !self.wanted.names().contains(&interface.name) => {
+                    debug!("{error}");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            if self.place.pins.is_none() {
+                // Its own could not be told from those.
+                continue;
+            }
+            // Only now: what is removed may have held the rate until then.
+            match detach::remove_orphans_but(&interface, self.place.pins.as_ref()).await {
                 Ok(0) => {}
                 Err(error @ Error::Refused(_)) => return Err(error),
                 Ok(count) => info!(
@@ -378,9 +408,40 @@ impl Throttle {
                 ),
                 Err(error) => debug!("{error}"),
             }
-            self.attach(interface).await?;
         }
-        self.settle(left, keep).await
+        Ok(())
+    }
+
+    /// A start failed: what it attached anew is detached, what was there stays, in
+    /// one piece.
+    async fn give_up_start(&mut self, left: &Left) {
+        let mut took_over = HashSet::new();
+        for attachment in self.attachments.drain(..) {
+            if attachment.took_over {
+                took_over.insert(attachment.interface.index);
+            } else {
+                attachment.detach().await;
+            }
+        }
+        let Some(pins) = left
+            .pins
+            .as_ref()
+            .filter(|_| !matches!(left.state, State::Nothing))
+        else {
+            return;
+        };
+        let is_replaced = |(index, _): (u32, _)| took_over.contains(&index);
+        let result = if took_over.is_empty() {
+            pins.give_up_new()
+        } else if pins.devices().into_iter().all(is_replaced) {
+            pins.settle(!matches!(left.state, State::Usable(_)))
+        } else {
+            // Old programs and new ones are in use: both stay where they are found.
+            Ok(())
+        };
+        if let Err(error) = result {
+            warn!("{error}");
+        }
     }
 
     /// All interfaces are attached to: what was left there by an earlier daemon and
@@ -624,8 +685,8 @@ impl Throttle {
         let gone: Vec<u32> = self
             .attachments
             .iter()
+            .filter(|a| !a.is_alive() || !there.iter().any(|of| of.index == a.interface.index))
             .map(|a| a.interface.index)
-            .filter(|index| !there.iter().any(|interface| interface.index == *index))
             .collect();
         for index in gone {
             self.let_go(index)?;
@@ -707,7 +768,12 @@ impl Throttle {
                     self.tell(reports, output);
                     self.resume(output);
                 }
-                _ = check.tick() => unhandled = self.report_unhandled(unhandled),
+                _ = check.tick() => {
+                    unhandled = self.report_unhandled(unhandled);
+                    if self.attachments.iter().any(|a| !a.is_alive()) {
+                        self.look_around().await?;
+                    }
+                }
                 Some(change) = self.changes.next() => self.changed(change).await?,
             }
             self.serve();
@@ -1053,6 +1119,19 @@ impl State {
             return Self::Useless("its tables are too small for these settings".into());
         }
         Self::Usable(sizes)
+    }
+}
+
+/// Waits for others who start or end. Who may not register does not wait either.
+fn lock(keep: bool) -> Result<Option<Exclusive>> {
+    match Exclusive::wait() {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error @ Error::Refused(_)) => Err(error),
+        Err(error) if keep => Err(error),
+        Err(error) => {
+            debug!("{error}");
+            Ok(None)
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     instance::{Daemon, Instance},
     interface::{self, Interface},
     pidfd::Pidfd,
+    pins::Pins,
 };
 
 /// Ends the daemon of `instance`, if one runs, and removes its kernel side.
@@ -18,6 +19,18 @@ use crate::{
 ///
 /// When the caller may not, or the daemon does not end within `patience`.
 pub async fn remove(instance: &Instance, patience: Duration) -> Result<()> {
+    if let (Some(daemon), Some(pins)) = (&instance.daemon, &instance.pins)
+        && daemon.keep
+        && !pins.exist()
+    {
+        return Err(Error::Refused(format!(
+            "detach throttle {}: what it keeps is in {}, which is not to be seen from here; run `nsenter \
+             --target {} --mount --net throttle detach`",
+            instance.name,
+            pins.folder().display(),
+            daemon.pid
+        )));
+    }
     if let Some(daemon) = &instance.daemon {
         end(daemon, &instance.name, patience)?;
     }
@@ -56,10 +69,19 @@ pub async fn remove_orphans() -> Result<usize> {
 ///
 /// When the caller may not.
 pub async fn remove_orphans_of(interface: &Interface) -> Result<usize> {
+    remove_orphans_but(interface, None).await
+}
+
+/// As [`remove_orphans_of`], by one that is not registered yet, with its own pins.
+///
+/// # Errors
+///
+/// When the caller may not.
+pub async fn remove_orphans_but(interface: &Interface, own: Option<&Pins>) -> Result<usize> {
     if !interface::has_clsact(interface.index).await? {
         return Ok(0);
     }
-    let mut owned = Vec::new();
+    let mut owned = own.map_or_else(Vec::new, Pins::filters);
     for instance in Instance::all()? {
         if let Some(pins) = &instance.pins {
             owned.extend(pins.filters());

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use log::warn;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -117,6 +118,52 @@ impl Instance {
     }
 }
 
+/// Held by whoever starts, changes or removes a throttle: what one looks at, and
+/// what it does then, is one step to the others.
+#[derive(Debug)]
+pub struct Exclusive(#[expect(dead_code, reason = "the lock is held while it lives")] Flock<File>);
+
+impl Exclusive {
+    /// Waits for whoever has it.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not, or somebody has it for half a minute.
+    pub fn wait() -> Result<Self> {
+        const LONGEST: Duration = Duration::from_secs(30);
+        let path = Path::new(RUN).join("lock");
+        let what = || format!("lock {}", path.display());
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(RUN)
+            .map_err(|error| failed(what(), error))?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| failed(what(), error))?;
+        let deadline = Instant::now() + LONGEST;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self(lock)),
+                Err((back, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = back,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(Error::Refused(format!(
+                        "{}: another throttle has been starting or ending for {LONGEST:?}; see `ps -C \
+                         throttle`",
+                        what()
+                    )));
+                }
+                Err((_, error)) => return Err(Error::failed(what(), error)),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 /// Where the pins of the throttle `name` are kept.
 ///
 /// # Errors
@@ -125,7 +172,8 @@ impl Instance {
 pub fn kept_at(name: &str) -> Result<Pins> {
     let root = pins::bpffs().ok_or_else(|| {
         Error::Refused(
-            "find a bpf filesystem: none is mounted here; as root: mount -t bpf bpf /sys/fs/bpf"
+            "find a bpf filesystem: none is mounted here; as root: mount -t bpf -o mode=0700 bpf \
+             /sys/fs/bpf"
                 .into(),
         )
     })?;
@@ -139,6 +187,16 @@ fn kept() -> Result<Vec<(String, Pins)>> {
         return Ok(Vec::new());
     };
     let folder = root.join(pins::FOLDER).join(namespace()?);
+    // Where anybody may write, anybody can make a folder of that name.
+    for folder in [&root.join(pins::FOLDER), &folder] {
+        if folder.exists() && !pins::is_own(folder) {
+            warn!(
+                "{} is not this user's, or others may write to it: what is in it is not believed",
+                folder.display()
+            );
+            return Ok(Vec::new());
+        }
+    }
     let names = names_in(&folder)?;
     let pins = |name: &String| Pins::at(folder.join(escaped(name)));
     Ok(names
@@ -265,6 +323,8 @@ impl Registration {
                     let here = file.metadata().map(|found| found.ino()).ok();
                     // Else it was removed between opening and locking.
                     if there.is_some() && there == here {
+                        // What the one before said is not true of this one.
+                        file.set_len(0).map_err(|error| failed(what(), error))?;
                         return Ok(Self { path, file });
                     }
                 }

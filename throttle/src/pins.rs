@@ -11,12 +11,12 @@ use std::{
     fs, io,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::fs::DirBuilderExt as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
 };
 
-use aya::programs::{TcAttachType, tc::TcHandle};
+use aya::programs::{SchedClassifier, TcAttachType, tc::TcHandle};
 use nix::{libc, sys::statfs};
 
 use crate::{Error, Result, settings::Direction};
@@ -61,6 +61,10 @@ pub const TRACEPOINT: &str = "socket_state";
 
 /// How the folders begin of programs that a start left that was cut short.
 const STALE: &str = "programs-stale";
+
+/// Most of those that are kept: the programs of more than one are in use only if
+/// as many starts in a row were cut short in the middle of changing links.
+const STALE_MOST: usize = 4;
 
 /// A filter on a clsact qdisc: what it takes to find it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +185,15 @@ impl Pins {
         self.folder.join("filters").join(filter.file_name())
     }
 
+    /// Where a filter's program is pinned before it takes the place of the one that
+    /// was there. It stands for no filter.
+    #[must_use]
+    pub fn new_filter(&self, filter: &Filter) -> PathBuf {
+        self.folder
+            .join("filters")
+            .join(filter.file_name() + "-new")
+    }
+
     /// The filters that there are.
     #[must_use]
     pub fn filters(&self) -> Vec<Filter> {
@@ -245,6 +258,8 @@ impl Pins {
     /// When the caller may not.
     pub fn prepare(&self) -> Result<()> {
         let failed = |error| Error::failed(format!("make {}", self.folder.display()), error);
+        self.make_own()?;
+        self.drop_stale(STALE_MOST).map_err(failed)?;
         remove_folder(&self.maps(true)).map_err(failed)?;
         // A start that was cut short may have left programs in use there.
         if self.programs(true).exists() {
@@ -259,6 +274,61 @@ impl Pins {
             make_folder(&self.folder.join(name)).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Makes the folder and those above it that are throttle's, and sees to it that
+    /// nobody else can write there.
+    fn make_own(&self) -> Result<()> {
+        let mut all: Vec<&Path> = self
+            .folder
+            .ancestors()
+            .take_while(|above| above.file_name().is_some_and(|name| name != "bpf"))
+            .take(3)
+            .collect();
+        // In a filesystem of its own there is nobody else.
+        if !all.iter().any(|above| above.ends_with(FOLDER)) {
+            return Ok(());
+        }
+        while all.last().is_some_and(|above| !above.ends_with(FOLDER)) {
+            all.pop();
+        }
+        for folder in all.into_iter().rev() {
+            make_folder(folder)
+                .map_err(|error| Error::failed(format!("make {}", folder.display()), error))?;
+            if !is_own(folder) {
+                return Err(Error::Refused(format!(
+                    "keep pins in {}: it is not this user's, or others may write to it; look who made \
+                     it, and remove it",
+                    folder.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what starts left that were cut short, but the latest `keep`.
+    fn drop_stale(&self, keep: usize) -> io::Result<()> {
+        let mut stale = names_in(&self.folder);
+        stale.retain(|name| name.starts_with(STALE));
+        // Their names end with when they were put aside.
+        stale.sort_by_key(|name| (name.len(), name.clone()));
+        let gone = stale.len().saturating_sub(keep);
+        for name in stale.into_iter().take(gone) {
+            remove_folder(&self.folder.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// A start failed before anything of it was in use: what was to be new goes.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not.
+    pub fn give_up_new(&self) -> Result<()> {
+        let failed = |error| Error::failed(format!("change {}", self.folder.display()), error);
+        remove_folder(&self.maps(true)).map_err(failed)?;
+        remove_folder(&self.programs(true)).map_err(failed)?;
+        remove_file(&self.tracepoint(true))
     }
 
     /// Puts what is new in the place of what was there.
@@ -281,11 +351,7 @@ impl Pins {
             fs::rename(&new, &old).map_err(failed)?;
             remove_folder(&out).map_err(failed)?;
         }
-        for name in names_in(&self.folder) {
-            if name.starts_with(STALE) {
-                remove_folder(&self.folder.join(name)).map_err(failed)?;
-            }
-        }
+        self.drop_stale(0).map_err(failed)?;
         if self.tracepoint(true).exists() {
             fs::rename(self.tracepoint(true), self.tracepoint(false)).map_err(failed)?;
         }
@@ -338,6 +404,68 @@ fn names_in(folder: &Path) -> Vec<String> {
     entries
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
+}
+
+/// Whether a folder is this user's, and nobody else may write to it.
+#[must_use]
+pub fn is_own(folder: &Path) -> bool {
+    fs::symlink_metadata(folder).is_ok_and(|found| {
+        found.is_dir()
+            && found.uid() == nix::unistd::geteuid().as_raw()
+            && found.mode() & 0o022 == 0
+    })
+}
+
+/// The index of the device that the TCX link pinned at `path` is on; 0 if its
+/// device has gone. None if the kernel does not tell.
+#[must_use]
+pub fn device_of_link(path: &Path) -> Option<u32> {
+    /// `BPF_OBJ_GET_INFO_BY_FD`, and `BPF_LINK_TYPE_TCX`, of
+    /// include/uapi/linux/bpf.h.
+    const GET_INFO: libc::c_int = 15;
+    const TCX: u32 = 11;
+    /// The part of `struct bpf_link_info` that is looked at.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        program: u32,
+        reserved: u32,
+        index: u32,
+        at: u32,
+    }
+    #[repr(C)]
+    struct Arguments {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    // SAFETY: a descriptor that nobody else has.
+    let link = unsafe { OwnedFd::from_raw_fd(bpf_object(OBJ_GET, path, 0).ok()?) };
+    let mut info = Info::default();
+    let arguments = Arguments {
+        fd: link.as_raw_fd().cast_unsigned(),
+        len: u32::try_from(size_of::<Info>()).ok()?,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: both pointers are valid for the call, the lengths are theirs.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            GET_INFO,
+            &raw const arguments,
+            size_of::<Arguments>(),
+        )
+    };
+    (returned == 0 && info.kind == TCX).then_some(info.index)
+}
+
+/// The id of the program that is pinned at `path`.
+#[must_use]
+pub fn id_of_program(path: &Path) -> Option<u32> {
+    let program = SchedClassifier::from_pin(path).ok()?;
+    Some(program.info().ok()?.id())
 }
 
 /// Pins at `to` what is pinned at `from`, whatever it is.

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use throttle::{Error, detach, instance::Instance};
+use throttle::{
+    Error, detach,
+    instance::{Exclusive, Instance},
+};
 
 use super::{Shown, chosen_or_none, print, runtime, shown, status::strangers_text};
 
@@ -24,6 +27,7 @@ pub(crate) struct Detach {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn detach(args: &Detach) -> Result<()> {
+    let _lock = Exclusive::wait()?;
     let instances = chosen_or_none(args.name.as_deref())?;
     let runtime = runtime()?;
     let mut removed = Vec::new();

@@ -4,7 +4,7 @@ use anyhow::Result;
 use throttle::{
     Error, Settings,
     exempt::Exempt,
-    instance::Instance,
+    instance::{Exclusive, Instance},
     object::Sizes,
     settings::{Mode, Pacing, Rate, Scope, parse_duration, parse_limit, parse_span},
 };
@@ -92,6 +92,8 @@ impl Set {
 }
 
 pub(crate) fn set(set: &Set) -> Result<()> {
+    // What is read, and what is written then, is one step.
+    let _lock = Exclusive::wait()?;
     let instance = one(chosen(set.name.as_deref())?)?;
     let mut maps = instance.maps()?;
     let before = Settings::in_force(&maps.policy()?, maps.exempt(), instance.direction());
