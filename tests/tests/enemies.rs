@@ -17,6 +17,8 @@ mod build;
 mod flood;
 #[path = "enemies/forged.rs"]
 mod forged;
+#[path = "enemies/generator.rs"]
+mod generator;
 #[path = "enemies/histories.rs"]
 mod histories;
 #[path = "frames/model.rs"]

@@ -217,7 +217,7 @@ fn two_hundred_thousand_forged_answers_on_a_wire_free_nothing() {
         let link = besieged.bench.attach_to_egress(Entry::InEgress, "eth0");
         let socket = wire::socket(ifindex);
         let (mut numbers, began) = (Numbers(3), Instant::now());
-        let mut batch = super::flood::Batch::new();
+        let mut batch = super::generator::Batch::new();
         for _ in 0..FRAMES {
             let of = numbers.below(answers.len());
             batch.add(&socket, answers[of].forge(&mut numbers));

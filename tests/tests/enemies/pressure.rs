@@ -4,7 +4,7 @@
 use super::{
     bench::{Bench, Entry, LOOPBACK, SECOND, interface, timeless},
     build::{Dial, Numbers},
-    flood::RandomSyn,
+    generator::RandomSyn,
     runner::Runner,
 };
 use std::time::{Duration, Instant};
