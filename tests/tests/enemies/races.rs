@@ -136,7 +136,15 @@ fn after_two_cpus_raced_the_counts_are_the_sum_of_what_is_in_the_table() {
         bench.tallies()
     );
     println!("unhandled {:?}", bench.maps.unhandled());
-    assert_eq!((half_open, queued, in_line), (counted, waiting, waiting));
+    // Never less than there are. One more is possible: a CPU that takes out what
+    // has ended may, between its look and that, meet one that had put a new attempt
+    // in its place. That counts until it times out.
+    assert_eq!(queued, in_line);
+    assert!(half_open >= counted && queued >= waiting);
+    assert!(
+        half_open + queued <= counted + waiting + 1,
+        "places that nobody has"
+    );
     let tallies = bench.tallies();
     for tally in [
         Tally::Passed,
