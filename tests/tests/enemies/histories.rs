@@ -358,7 +358,7 @@ fn replay(ifindex: u32, seed: u64) {
                 offer: Offer::Sender,
                 data,
             },
-            other => other,
+            Packet::Syn { .. } | Packet::SynAck(_) | Packet::Reset(_) | Packet::Error(_) => packet,
         };
         if matches!(
             packet,

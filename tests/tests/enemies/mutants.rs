@@ -147,7 +147,7 @@ fn run(count: usize, seed: u64) {
         readings[5]
     );
     assert!(
-        readings.iter().all(|n| *n as usize > count / 1_000),
+        readings.iter().all(|n| *n > count as u64 / 1_000),
         "{readings:?}"
     );
 }
