@@ -419,7 +419,6 @@ fn replay(ifindex: u32, seed: u64) {
         Tally::Refused,
         Tally::Unreachable,
         Tally::Aborted,
-        Tally::Expired,
     ] {
         assert!(tallies.get(tally) > 1, "{tally:?}: {tallies:?}");
     }
