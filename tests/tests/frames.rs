@@ -7,50 +7,37 @@
 )]
 
 #[path = "frames/bench.rs"]
+#[expect(dead_code, reason = "some of it is for the tests of enemies")]
 mod bench;
 #[path = "frames/build.rs"]
 mod build;
 #[path = "frames/model.rs"]
+#[expect(dead_code, reason = "some of it is for the tests of enemies")]
 mod model;
+#[path = "frames/reading.rs"]
+mod reading;
 #[path = "frames/wire.rs"]
 mod wire;
 
-use bench::{Bench, Beside, DROPPED, Entry, LOOPBACK, PASS, Record, SWALLOWED, interface};
-use build::{ACK, Dial, FIN, RST, SYN, TCP, VLAN, ether, table};
+use bench::{
+    Bench, Beside, DROPPED, Entry, LOOPBACK, PASS, Record, SECOND, SWALLOWED, interface, timeless,
+};
+use build::{ACK, Dial, FIN, Numbers, RST, SYN, TCP, VLAN, ether, table};
 use model::Model;
+use reading::{Reading, is_refused_by_the_runner};
 use std::{collections::BTreeSet, thread, time::Duration};
 use throttle::clock::monotonic_ns;
 use throttle_common::{
-    decision::{SAME_PACKET_NS, Verdict},
-    flow::{FlowKey, Phase},
-    frame::{self, Headers, Kind, Link, Quoted},
+    decision::{Offer, SAME_PACKET_NS, Verdict},
+    flow::Phase,
+    frame::{self, Link},
     policy::{Daemon, Mode, Policy},
     record::{FRAME_MAX, RecordKind, Tally},
 };
-use throttle_ebpf::{inbound::Incoming, scratch::Seen};
 use throttle_tests::{Namespace, wait_until};
 
-const SECOND: u64 = 1_000_000_000;
-const DAY: u64 = 86_400 * SECOND;
 /// What the kernel's own runner says of a frame that it does not take.
 const EINVAL: i32 = 22;
-
-/// Settings by which nothing happens by itself during a test.
-const fn timeless(limit: u64) -> Policy {
-    Policy {
-        limit,
-        interval_ns: DAY,
-        attempt_timeout_ns: DAY,
-        max_delay_ns: DAY,
-        known_for_ns: DAY,
-        line_capacity: 8,
-        queue_capacity: Policy::whole_queue(8),
-        mode: Mode::Enforce as u32,
-        scope: throttle_common::subject::SubjectKind::Interface as u32,
-        pacing: throttle_common::policy::Pacing::Auto as u32,
-        layout: throttle_common::layout::LAYOUT,
-    }
-}
 
 /// Not a wait for something: what comes sooner is the same packet on its way
 /// through another device, or a duplicate, and no retransmission.
@@ -58,133 +45,7 @@ fn let_a_retransmission_be_due() {
     thread::sleep(Duration::from_nanos(SAME_PACKET_NS));
 }
 
-/// Numbers that look random and are the same in each run (SplitMix64).
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// One of `0..n`.
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[0]
-    }
-}
-
 // ---- reading --------------------------------------------------------------
-
-/// What a frame is read as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reading {
-    Syn {
-        key: FlowKey,
-        isn: u32,
-        data_len: u32,
-        network_offset: u32,
-        transport_offset: u32,
-    },
-    SynAck(FlowKey, u32),
-    Reset(FlowKey, u32),
-    Error(FlowKey, u32),
-    Other,
-    Unparsed,
-}
-
-impl Reading {
-    /// By the core, over all of the frame.
-    fn on_the_host(frame: &[u8], link: Link) -> Self {
-        Self::by_the_core(frame, link, |_| true)
-    }
-
-    /// The same for an entry, which goes no further into what does not concern
-    /// it.
-    fn for_entry(frame: &[u8], link: Link, entry: Entry) -> Self {
-        Self::by_the_core(frame, link, |kind| match kind {
-            Kind::SynAck | Kind::Reset | Kind::IcmpError => !entry.looks_outward(),
-            Kind::Syn | Kind::Other | Kind::Unparsed => true,
-        })
-    }
-
-    fn by_the_core(frame: &[u8], link: Link, concerns: impl Fn(Kind) -> bool) -> Self {
-        let layout = match frame::headers(frame, link) {
-            Headers::Found(layout) => layout,
-            Headers::Other => return Self::Other,
-            Headers::Unparsed => return Self::Unparsed,
-        };
-        let kind = frame::kind(frame, &layout);
-        if !concerns(kind) {
-            return Self::Other;
-        }
-        let read = match kind {
-            Kind::Syn => frame::syn(frame, &layout).map(|syn| Self::Syn {
-                key: syn.key,
-                isn: syn.isn,
-                data_len: syn.data_len,
-                network_offset: layout.network_offset,
-                transport_offset: layout.transport_offset,
-            }),
-            Kind::SynAck => frame::answer(frame, &layout).map(|a| Self::SynAck(a.key, a.ack)),
-            Kind::Reset => frame::answer(frame, &layout).map(|a| Self::Reset(a.key, a.ack)),
-            Kind::IcmpError => match frame::quote(frame, &layout) {
-                Quoted::Tcp(quote) => Some(Self::Error(quote.key, quote.seq)),
-                Quoted::Other => Some(Self::Other),
-                Quoted::Unparsed => None,
-            },
-            Kind::Other => Some(Self::Other),
-            Kind::Unparsed => None,
-        };
-        read.unwrap_or(Self::Unparsed)
-    }
-
-    /// By the program that has just run.
-    fn in_the_kernel(seen: Option<Seen>, unparsed: u64) -> Self {
-        const OF_SYN: u32 = Incoming::Syn as u32;
-        const OF_SYN_ACK: u32 = Incoming::SynAck as u32;
-        const OF_RESET: u32 = Incoming::Reset as u32;
-        const OF_ERROR: u32 = Incoming::IcmpError as u32;
-        match (seen, unparsed) {
-            (None, 0) => Self::Other,
-            (None, 1) => Self::Unparsed,
-            (Some(seen), 0) => match seen.incoming {
-                OF_SYN => Self::Syn {
-                    key: seen.key,
-                    isn: seen.number,
-                    data_len: seen.data_len,
-                    network_offset: seen.network_offset,
-                    transport_offset: seen.transport_offset,
-                },
-                OF_SYN_ACK => Self::SynAck(seen.key, seen.number),
-                OF_RESET => Self::Reset(seen.key, seen.number),
-                OF_ERROR => Self::Error(seen.key, seen.number),
-                other => panic!("noted as {other}"),
-            },
-            (seen, unparsed) => {
-                panic!("{unparsed} unparsed, noted: {}", seen.is_some())
-            }
-        }
-    }
-}
-
-/// Whether the kernel's own runner may refuse a frame: it wants something behind
-/// the Ethernet header (`convert___skb_to_skb` in net/bpf/test_run.c) and, from
-/// Linux 6.18 on, a whole IP header if it sees one announced. Behind a VLAN tag,
-/// and without an Ethernet header, it sees none.
-fn is_refused_by_the_runner(frame: &[u8]) -> bool {
-    let least = match frame.get(12..14) {
-        Some([0x08, 0x00]) => 14 + 20,
-        Some([0x86, 0xdd]) => 14 + 40,
-        _ => 14 + 1,
-    };
-    frame.len() < least
-}
 
 /// Runs frames and compares what is read.
 struct Reader {
@@ -1387,7 +1248,8 @@ fn the_kernel_decides_as_the_core_does_on_the_host() {
                     let frame = dial.syn_with_data(data).ether();
                     let code = bench.run(Entry::OutEgress, &frame);
                     let data = u32::try_from(data).unwrap();
-                    let verdict = model.syn(dial, data, frame.len(), monotonic_ns());
+                    let times = [monotonic_ns(); 3];
+                    let verdict = model.syn(dial, data, frame.len(), Offer::Sender, times);
                     let expected = match verdict {
                         Verdict::Pass => PASS,
                         Verdict::Swallow => SWALLOWED,

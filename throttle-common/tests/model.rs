@@ -684,6 +684,61 @@ fn a_release_taken_for_an_attempt_that_ends_is_handed_back() {
     });
 }
 
+/// One CPU has read the settings before they were changed, another one after.
+#[test]
+fn settings_that_change_meanwhile_leave_every_count_the_sum_of_what_is_there() {
+    at_random(|| {
+        let world = Arc::new(World::new(2).with_counted().with_deferred());
+        // A lower limit, other widths of buckets, a longer interval.
+        let changed = Policy {
+            limit: 1,
+            attempt_timeout_ns: 5 * NANOS_PER_SEC,
+            max_delay_ns: 7 * NANOS_PER_SEC,
+            interval_ns: 5 * INTERVAL,
+            ..world.policy
+        };
+        let now_ns = START + INTERVAL;
+        let context = move |daemon: &'static Daemon, policy: &'static Policy| Context {
+            policy,
+            daemon,
+            now_ns,
+        };
+        // The checker's parties outlive this frame, if only just.
+        let changed: &'static Policy = Box::leak(Box::new(changed));
+        let [admitted, by_sender, by_daemon, ended] = together([
+            party(&world, move |world| {
+                world.scope.retire(changed, now_ns);
+                let came = admit(&context(&NOBODY, changed), &world.scope, false);
+                world.look();
+                u64::from(matches!(came, Admission::Counted(_)))
+            }),
+            party(&world, move |world| {
+                u64::from(released(&world.offer(1, Offer::Sender, &NOBODY, now_ns)))
+            }),
+            party(&world, move |world| {
+                let again = seen_again(
+                    &context(&DAEMON, changed),
+                    &world.scope,
+                    Some(&world.line),
+                    &world.flows[1],
+                    Offer::Daemon,
+                    false,
+                    INTERFACE,
+                );
+                world.look();
+                u64::from(released(&again))
+            }),
+            party(&world, |world| {
+                u64::from(world.end(0) == Some(Ended::HalfOpen))
+            }),
+        ]);
+        let out = by_sender + by_daemon;
+        assert!(out <= 1, "released twice");
+        assert_eq!(ended, 1);
+        assert_eq!(world.settled(), (admitted + out, 1 - out));
+    });
+}
+
 /// A sender is heard on two CPUs, whose clocks are in neighbouring buckets,
 /// while something else happens to its attempt.
 fn renewal_races(meanwhile: fn(&World)) -> Arc<World> {

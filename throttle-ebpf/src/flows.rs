@@ -1,7 +1,7 @@
 //! The table of unanswered attempts.
 
 use aya_ebpf::{macros::map, maps::LruHashMap};
-use throttle_common::flow::{Flow, FlowKey};
+use throttle_common::flow::{Flow, FlowKey, Phase};
 
 use crate::{BPF_F_NO_COMMON_LRU, BPF_NOEXIST};
 
@@ -37,9 +37,15 @@ pub fn insert(key: &FlowKey, flow: &Flow, is_counted: bool) -> bool {
 }
 
 /// Takes an attempt that has ended out of the table.
+///
+/// It may be gone already, and another CPU may have put a new attempt with the
+/// same addresses and ports in its place. That one stays: taken out, it would
+/// count until it times out, and nothing could end it.
 #[inline(always)]
 pub fn remove(key: &FlowKey) {
-    // It may be gone already: whoever was first.
+    if get(key).is_none_or(|flow| flow.phase() != Phase::Ended) {
+        return;
+    }
     if FLOWS.remove(key).is_err() {
         let _ = UNCOUNTED.remove(key);
     }

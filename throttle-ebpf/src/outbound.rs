@@ -247,9 +247,9 @@ fn on_known_flow(
         Again::NowCounted => endpoints::forget(&syn.key.endpoint(), flow.first_ns),
         Again::HandOver => {
             hand_over(skb, context, syn, flow, scope);
-            note_monitored(context, flow);
+            note_monitored(context, flow, offer);
         }
-        Again::StillDeferred => note_monitored(context, flow),
+        Again::StillDeferred => note_monitored(context, flow, offer),
         Again::NotNeeded => {
             unhandled::count(Unhandled::NotNeeded);
         }
@@ -258,10 +258,11 @@ fn on_known_flow(
     again
 }
 
-/// In monitor mode a deferred attempt's packet goes out.
+/// In monitor mode a deferred attempt's packet goes out. The daemon's copy does
+/// not: it may be of an attempt that was held back before the mode was changed.
 #[inline(always)]
-fn note_monitored(context: &Context<'_>, flow: &Flow) {
-    if matches!(context.policy.mode(), Mode::Monitor) {
+fn note_monitored(context: &Context<'_>, flow: &Flow, offer: Offer) {
+    if offer == Offer::Sender && matches!(context.policy.mode(), Mode::Monitor) {
         flow.goes_out();
     }
 }

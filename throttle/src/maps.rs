@@ -368,3 +368,27 @@ impl Maps {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_record_is_read_if_it_is_all_there_and_byte_for_byte(bytes in prop::collection::vec(any::<u8>(), 0..700)) {
+            let kind: Option<u32> = record(&bytes);
+            prop_assert_eq!(kind, bytes.first_chunk().map(|four| u32::from_ne_bytes(*four)));
+            let deferred: Option<Deferred> = record(&bytes);
+            prop_assert_eq!(deferred.is_some(), bytes.len() >= size_of::<Deferred>());
+            if let Some(deferred) = deferred {
+                let end = size_of::<Deferred>();
+                prop_assert_eq!(&deferred.frame[..], &bytes[end - deferred.frame.len()..end]);
+            }
+            let reached: Option<LimitReached> = record(&bytes);
+            prop_assert_eq!(reached.is_some(), bytes.len() >= size_of::<LimitReached>());
+            let room: Option<Room> = record(&bytes);
+            prop_assert_eq!(room.is_some(), bytes.len() >= size_of::<Room>());
+        }
+    }
+}

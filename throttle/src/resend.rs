@@ -201,7 +201,7 @@ impl Frame {
         let checksum = pseudo
             .add_2bytes([0, TCP])
             .add_2bytes(len.to_be_bytes())
-            .add_slice(&segment[..16])
+            .add_slice(segment.get(..16)?)
             .add_slice(segment.get(18..)?)
             .ones_complement();
         // The sum was taken of the words as they lie in memory.
@@ -318,6 +318,7 @@ fn cookie_of(socket: &OwnedFd) -> io::Result<u64> {
 mod tests {
     use super::*;
     use etherparse::{PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
+    use proptest::prelude::*;
 
     const TSVAL: u32 = u32::MAX - 1_000;
 
@@ -444,6 +445,24 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_that_ends_within_its_tcp_header_leaves_as_it_came() {
+        for v6 in [false, true] {
+            let (mut bytes, network, transport) = syn(v6);
+            for len in 0..18 {
+                let of_packet = u8::try_from(transport - 14 + len - if v6 { 40 } else { 0 });
+                bytes[14 + if v6 { 5 } else { 3 }] = of_packet.unwrap();
+                let frame = Frame::new(&record(&bytes, network, transport, 0)).unwrap();
+                let transport = usize::try_from(transport).unwrap();
+                let mended = frame.mended(0);
+                assert_eq!(
+                    mended[transport..transport + 18],
+                    bytes[transport..transport + 18]
+                );
+            }
+        }
+    }
+
+    #[test]
     fn odd_options_are_left_alone() {
         let (mut bytes, network, transport) = syn(false);
         let at = usize::try_from(transport).unwrap() + 20;
@@ -452,6 +471,56 @@ mod tests {
             let frame = Frame::new(&record(&bytes, network, transport, 0)).unwrap();
             assert_eq!(frame.timestamp_offset(), None, "{kind} {len}");
             let _ = frame.mended(5);
+        }
+    }
+
+    /// Offsets and lengths as they are, a little off, or anything.
+    fn near(right: u32) -> impl Strategy<Value = u32> {
+        prop_oneof![
+            4 => Just(right),
+            2 => (0u32..16).prop_map(move |off| right.wrapping_add(off).wrapping_sub(8)),
+            1 => 0u32..300,
+            1 => any::<u32>(),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn any_record_is_refused_or_mended_in_its_checksum_and_timestamp_alone(
+            v6 in any::<bool>(),
+            damage in prop::collection::vec((0usize..FRAME_MAX, any::<u8>()), 0..12),
+            (len, network, transport) in (near(90), near(14), near(34)),
+            vlan in prop_oneof![Just(0u32), any::<u32>()],
+            waited_ms in any::<u32>(),
+        ) {
+            let (bytes, ..) = syn(v6);
+            let mut record = record(&bytes, network, transport, vlan);
+            record.frame_len = len;
+            for (at, byte) in damage {
+                record.frame[at] = byte;
+            }
+            let Some(frame) = Frame::new(&record) else {
+                return Ok(());
+            };
+            let mended = frame.mended(waited_ms);
+            let _ = frame.protocol(&mended);
+            let len = usize::try_from(len).unwrap();
+            let transport = usize::try_from(transport).unwrap();
+            let tag = if vlan == 0 { 0 } else { VLAN_TAG_LEN };
+            prop_assert_eq!(mended.len(), len + tag);
+            let mut untagged = mended.to_vec();
+            untagged.drain(MAC_ADDRESSES_LEN..MAC_ADDRESSES_LEN + tag);
+            let timestamp = frame.timestamp_offset();
+            if let Some(at) = timestamp {
+                prop_assert!(at >= transport + 20 && at + 4 <= len);
+            }
+            for (at, (before, after)) in record.frame[..len].iter().zip(&untagged).enumerate() {
+                let is_checksum = (transport + 16..transport + 18).contains(&at);
+                let is_timestamp = timestamp.is_some_and(|from| (from..from + 4).contains(&at));
+                prop_assert!(before == after || is_checksum || is_timestamp, "byte {}", at);
+            }
         }
     }
 }

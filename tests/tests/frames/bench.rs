@@ -3,7 +3,8 @@
 use aya::{
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
+        LinkOrder, ProgramError, ProgramFd, SchedClassifier, TcAttachType, TestRun as _,
+        TestRunOptions,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions},
     },
 };
@@ -15,9 +16,10 @@ use throttle::{
 use throttle_common::{
     flow::Endpoint,
     frame::Link,
-    policy::{Daemon, Policy},
+    policy::{Daemon, Mode, Policy},
     record::{Deferred, LimitReached, RecordKind, Room, Tallies, Tally},
-    subject::{Subject, SubjectKind},
+    scope::Line,
+    subject::{LineKey, Subject, SubjectKind},
 };
 use throttle_ebpf::scratch::{Scratch, Seen};
 
@@ -30,6 +32,26 @@ pub(crate) const DROPPED: u32 = 2;
 
 /// Index of the loopback device: where a packet is unless told otherwise.
 pub(crate) const LOOPBACK: u32 = 1;
+
+pub(crate) const SECOND: u64 = 1_000_000_000;
+pub(crate) const DAY: u64 = 86_400 * SECOND;
+
+/// Settings by which nothing happens by itself during a test.
+pub(crate) const fn timeless(limit: u64) -> Policy {
+    Policy {
+        limit,
+        interval_ns: DAY,
+        attempt_timeout_ns: DAY,
+        max_delay_ns: DAY,
+        known_for_ns: DAY,
+        line_capacity: 8,
+        queue_capacity: Policy::whole_queue(8),
+        mode: Mode::Enforce as u32,
+        scope: SubjectKind::Interface as u32,
+        pacing: throttle_common::policy::Pacing::Auto as u32,
+        layout: throttle_common::layout::LAYOUT,
+    }
+}
 
 /// The entry programs by what they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +116,7 @@ pub(crate) enum Record {
     Room(#[expect(dead_code, reason = "shown when a test fails")] Room),
 }
 
+type RawLine = [u64; size_of::<Line>() / 8];
 type RawScratch = [u8; size_of::<Scratch>()];
 
 /// The programs and what they remember.
@@ -102,6 +125,7 @@ pub(crate) struct Bench {
     pub(crate) maps: Maps,
     ring: RefCell<RingBuf<MapData>>,
     endpoints: HashMap<MapData, [u8; 20], u64>,
+    lines: HashMap<MapData, [u8; size_of::<LineKey>()], RawLine>,
     scratch: RefCell<PerCpuArray<MapData, RawScratch>>,
 }
 
@@ -109,7 +133,12 @@ impl Bench {
     /// The programs, with these settings in force and no daemon.
     pub(crate) fn new(policy: &Policy) -> Self {
         let cpus = aya::util::nr_cpus().unwrap();
-        let mut object = Object::load(&Sizes::new(policy, cpus), Home::Nowhere).unwrap();
+        Self::sized(policy, &Sizes::new(policy, cpus))
+    }
+
+    /// The same with tables of these sizes.
+    pub(crate) fn sized(policy: &Policy, sizes: &Sizes) -> Self {
+        let mut object = Object::load(sizes, Home::Nowhere).unwrap();
         let mut maps = Maps::take(&mut object.ebpf).unwrap();
         maps.set_policy(policy).unwrap();
         for entry in Entry::ALL {
@@ -119,12 +148,14 @@ impl Bench {
         }
         let ring = maps::take(&mut object.ebpf, "EVENTS").unwrap();
         let endpoints = maps::take(&mut object.ebpf, "ENDPOINTS").unwrap();
+        let lines = maps::take(&mut object.ebpf, "LINES").unwrap();
         let scratch = maps::take(&mut object.ebpf, "SCRATCH").unwrap();
         Self {
             object,
             maps,
             ring: RefCell::new(ring),
             endpoints,
+            lines,
             scratch: RefCell::new(scratch),
         }
     }
@@ -212,6 +243,27 @@ impl Bench {
         }
     }
 
+    /// An entry, to be run by a thread of its own.
+    pub(crate) fn program(&self, entry: Entry, link: Link) -> ProgramFd {
+        let name = entry.name(link);
+        let program: &SchedClassifier = self.object.ebpf.program(name).unwrap().try_into().unwrap();
+        program.fd().unwrap().try_clone().unwrap()
+    }
+
+    /// The state of every line.
+    pub(crate) fn lines(&self) -> Vec<Line> {
+        let lines = self.lines.iter().map(|line| {
+            // SAFETY: the same size (checked by the compiler); made of numbers.
+            unsafe { std::mem::transmute::<RawLine, Line>(line.unwrap().1) }
+        });
+        lines.collect()
+    }
+
+    /// How many endpoints are remembered.
+    pub(crate) fn endpoints(&self) -> usize {
+        self.endpoints.keys().count()
+    }
+
     /// Forgets what was read from the last packet.
     pub(crate) fn clear_seen(&self) {
         let cpus = aya::util::nr_cpus().unwrap();
@@ -279,10 +331,15 @@ impl Bench {
 
     /// Whether an endpoint has answered, and nothing has gone unanswered since.
     pub(crate) fn is_known(&self, endpoint: &Endpoint) -> bool {
+        self.answered_at(endpoint).is_some_and(|at_ns| at_ns != 0)
+    }
+
+    /// When an endpoint answered last; 0 if something has gone unanswered since.
+    pub(crate) fn answered_at(&self, endpoint: &Endpoint) -> Option<u64> {
         let mut key = [0; 20];
         key[..16].copy_from_slice(&endpoint.address);
         key[16..18].copy_from_slice(&endpoint.port);
-        self.endpoints.get(&key, 0).is_ok_and(|at_ns| at_ns != 0)
+        self.endpoints.get(&key, 0).ok()
     }
 }
 

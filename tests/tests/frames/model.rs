@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use throttle_common::{
     decision::{self, Admission, Again, Context, Deferral, Offer, Verdict},
     flow::{Attempt, Endpoint, Entry, Flow, FlowKey, Phase},
-    policy::{Daemon, Policy},
+    policy::{Daemon, Mode, Policy},
     record::{FRAME_MAX, RecordKind, Tallies, Tally},
     scope::{Line, Scope},
     subject::Subject,
@@ -21,6 +21,8 @@ pub(crate) struct Model {
     pub(crate) line: Line,
     pub(crate) tallies: Tallies,
     pub(crate) records: Vec<RecordKind>,
+    /// Copies of the daemon's whose attempt was gone.
+    pub(crate) not_needed: u64,
     ifindex: u32,
     subject: Subject,
 }
@@ -36,9 +38,24 @@ impl Model {
             line: Line::new(),
             tallies: Tallies::default(),
             records: Vec::new(),
+            not_needed: 0,
             ifindex,
             subject: super::bench::interface(ifindex),
         }
+    }
+
+    /// Whether an endpoint has answered, however long ago, and nothing has gone
+    /// unanswered since.
+    pub(crate) fn has_answered(&self, endpoint: &Endpoint) -> bool {
+        self.endpoints
+            .get(endpoint)
+            .is_some_and(|at_ns| *at_ns != 0)
+    }
+
+    /// An endpoint answered at this time, or, if it is 0, has left a SYN unanswered
+    /// since it did.
+    pub(crate) fn answered_at(&mut self, endpoint: Endpoint, at_ns: u64) {
+        self.endpoints.insert(endpoint, at_ns);
     }
 
     fn count(&mut self, tally: Tally) {
@@ -53,30 +70,37 @@ impl Model {
     }
 
     /// A SYN of `dial` leaves in a frame of `frame_len` bytes, `data_len` of them
-    /// data.
+    /// data. The programs that decide about it read the clock one after the other.
     pub(crate) fn syn(
         &mut self,
         dial: Dial,
         data_len: u32,
         frame_len: usize,
-        now_ns: u64,
+        offer: Offer,
+        [found_ns, admitted_ns, deferred_ns]: [u64; 3],
     ) -> Verdict {
         let key = dial.key();
         let (policy, daemon) = (self.policy, self.daemon);
-        let context = Context {
+        let at = |now_ns| Context {
             policy: &policy,
             daemon: &daemon,
             now_ns,
         };
         if let Some(flow) = self.flows.get(&key) {
             if flow.isn == dial.isn {
-                if let Some(verdict) = self.again(&context, &key, frame_len) {
+                if let Some(verdict) = self.again(&at(found_ns), &key, frame_len, offer) {
                     return verdict;
                 }
-            } else {
+            } else if offer == Offer::Sender {
                 self.end(&key, Tally::Aborted);
             }
-            self.flows.remove(&key);
+            if offer == Offer::Sender {
+                self.flows.remove(&key);
+            }
+        }
+        if offer == Offer::Daemon {
+            self.not_needed += 1;
+            return Verdict::Swallow;
         }
         let attempt = Attempt {
             isn: dial.isn,
@@ -87,16 +111,17 @@ impl Model {
             owner: Subject::default(),
             too_long: frame_len > FRAME_MAX,
         };
-        self.scope.retire(&policy, now_ns);
+        self.retire(admitted_ns);
         self.count(Tally::Attempts);
-        let known = self.is_known(&key.endpoint(), now_ns);
-        let entry = match decision::admit(&context, &self.scope, known) {
+        let known = self.is_known(&key.endpoint(), admitted_ns);
+        let entry = match decision::admit(&at(admitted_ns), &self.scope, known) {
             Admission::Known => Entry::Known,
             Admission::Counted(place) => Entry::Counted(place),
-            Admission::Full => return self.defer(&context, &key, &attempt),
+            Admission::Full => return self.defer(&at(deferred_ns), &key, &attempt),
             Admission::Unaccountable => panic!("nobody contends here"),
         };
-        self.flows.insert(key, Flow::new(&attempt, entry, now_ns));
+        self.flows
+            .insert(key, Flow::new(&attempt, entry, admitted_ns));
         if entry == Entry::Known {
             self.count(Tally::Known);
         }
@@ -104,15 +129,37 @@ impl Model {
         Verdict::Pass
     }
 
-    fn again(&mut self, context: &Context<'_>, key: &FlowKey, frame_len: usize) -> Option<Verdict> {
+    fn retire(&mut self, now_ns: u64) {
+        self.tallies.0[Tally::Expired as usize] += self.scope.retire(&self.policy, now_ns);
+    }
+
+    fn again(
+        &mut self,
+        context: &Context<'_>,
+        key: &FlowKey,
+        frame_len: usize,
+        offer: Offer,
+    ) -> Option<Verdict> {
         let known = self.is_known(&key.endpoint(), context.now_ns);
-        self.scope.retire(context.policy, context.now_ns);
+        self.retire(context.now_ns);
+        if offer == Offer::Daemon {
+            self.scope.room_seen();
+        }
         let flow = &self.flows[key];
-        let (scope, line, offer) = (&self.scope, Some(&self.line), Offer::Sender);
+        let (scope, line) = (&self.scope, Some(&self.line));
         let again = decision::seen_again(context, scope, line, flow, offer, known, self.ifindex);
+        // In monitor mode a sender's packet goes out.
+        if matches!(again, Again::StillDeferred | Again::HandOver)
+            && offer == Offer::Sender
+            && context.policy.mode() == Mode::Monitor
+        {
+            flow.goes_out();
+        }
         match again {
             Again::Released => {
-                flow.goes_out();
+                if offer == Offer::Sender {
+                    flow.goes_out();
+                }
                 self.count(Tally::Released);
             }
             // Unless the endpoint has answered another one meanwhile.
@@ -123,10 +170,12 @@ impl Model {
                     .and_modify(|at_ns| *at_ns = if *at_ns <= first_ns { 0 } else { *at_ns });
             }
             Again::HandOver => self.hand_over(key, frame_len),
-            Again::StillDeferred | Again::NotNeeded | Again::HalfOpen => {}
+            Again::NotNeeded => self.not_needed += 1,
+            Again::StillDeferred | Again::HalfOpen => {}
             Again::Ended => return None,
         }
-        Some(again.verdict(offer, context.policy.mode(), false))
+        let was_on_wire = offer == Offer::Daemon && self.flows[key].is_on_wire();
+        Some(again.verdict(offer, context.policy.mode(), was_on_wire))
     }
 
     fn hand_over(&mut self, key: &FlowKey, frame_len: usize) {
@@ -154,7 +203,10 @@ impl Model {
                 self.hand_over(key, len);
             }
         }
-        Verdict::Swallow
+        match context.policy.mode() {
+            Mode::Enforce => Verdict::Swallow,
+            Mode::Monitor => Verdict::Pass,
+        }
     }
 
     /// A SYN-ACK or RST for `dial` comes in.
@@ -163,7 +215,7 @@ impl Model {
         let Some(flow) = self.flows.get(&key) else {
             return;
         };
-        if !decision::acknowledges(flow, ack) || flow.phase() == Phase::Deferred {
+        if !decision::acknowledges(flow, ack) || !Self::may_be_answered(flow) {
             return;
         }
         if how == Tally::Answered {
@@ -179,10 +231,15 @@ impl Model {
         let Some(flow) = self.flows.get(&key) else {
             return;
         };
-        if decision::is_quoted(flow, seq) && flow.phase() != Phase::Deferred {
+        if decision::is_quoted(flow, seq) && Self::may_be_answered(flow) {
             self.end(&key, Tally::Unreachable);
             self.flows.remove(&key);
         }
+    }
+
+    /// What has left.
+    fn may_be_answered(flow: &Flow) -> bool {
+        flow.phase() != Phase::Deferred || flow.is_on_wire()
     }
 
     fn end(&mut self, key: &FlowKey, how: Tally) {

@@ -8,6 +8,7 @@ use crate::{
     window::Window,
 };
 
+mod clock;
 mod replay;
 
 const START: u64 = 1_000 * NANOS_PER_SEC;
