@@ -121,7 +121,7 @@ impl Kernel {
         let first = self.packages.first().context("a kernel has a package")?;
         let version = apt.newest(first, self.version)?;
         // Whole or not at all.
-        let partial = folder.with_extension("partial");
+        let partial = PathBuf::from(format!("{}.partial", folder.display()));
         let _ = fs::remove_dir_all(&partial);
         fs::create_dir_all(&partial).with_context(|| format!("make {}", partial.display()))?;
         for package in self.packages {

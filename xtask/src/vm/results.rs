@@ -128,12 +128,12 @@ impl Results {
             text += &test.line();
             text.push('\n');
         }
-        let path = folder()?.join(series).with_extension(EXTENSION);
+        let path = folder()?.join(format!("{series}.{EXTENSION}"));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 
     fn load(series: &str) -> Result<Option<Self>> {
-        let path = folder()?.join(series).with_extension(EXTENSION);
+        let path = folder()?.join(format!("{series}.{EXTENSION}"));
         let Ok(text) = fs::read_to_string(path) else {
             return Ok(None);
         };
