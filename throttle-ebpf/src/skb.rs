@@ -173,7 +173,10 @@ impl Skb {
         if beyond_first >= u64::from(room) {
             return false;
         }
-        #[expect(clippy::cast_possible_truncation, reason = "below `room`, which is a u32")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "below `room`, which is a u32"
+        )]
         let len = (beyond_first + 1) as u32;
         // SAFETY: `to` has room for as many, as promised by the caller.
         unsafe { bpf_skb_load_bytes(self.skb.cast(), 0, to.cast(), len) == 0 }

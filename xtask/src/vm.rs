@@ -35,7 +35,10 @@ use crate::{
 
 /// The test programs that mean something on a slow machine, in the order in which they
 /// are run: what needs no time first.
-pub(crate) const TESTS: [&str; 2] = ["frames", "object"];
+pub(crate) const TESTS: [&str; 15] = [
+    "frames", "object", "lab", "answers", "rate", "wire", "refusals", "keep", "control", "hotplug",
+    "pods", "known", "owners", "scopes", "queue",
+];
 
 /// How long one test program may take in there.
 const TEST_TIMEOUT: Duration = Duration::from_mins(10);
@@ -111,8 +114,16 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
         let started = Instant::now();
         let results = boot(kernel, &unpacked, &initramfs)?;
         let took = started.elapsed().as_secs_f64();
-        totals.push(format!("{title} ({}): {} in {took:.0} s", unpacked.release, results.total()));
-        failures.extend(results.failures().map(|failure| format!("{title}: {failure}")));
+        totals.push(format!(
+            "{title} ({}): {} in {took:.0} s",
+            unpacked.release,
+            results.total()
+        ));
+        failures.extend(
+            results
+                .failures()
+                .map(|failure| format!("{title}: {failure}")),
+        );
         results.store(kernel.series)?;
     }
     println!();
@@ -189,7 +200,16 @@ fn executables(said: &str) -> Vec<(String, PathBuf)> {
 fn boot(kernel: Kernel, unpacked: &Unpacked, initramfs: &Path) -> Result<Results> {
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"])
+        .args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "2048",
+        ])
         .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
         .args(["-serial", "stdio"])
         .arg("-kernel")
@@ -209,7 +229,10 @@ fn boot(kernel: Kernel, unpacked: &Unpacked, initramfs: &Path) -> Result<Results
     thread::spawn(move || {
         let mut console = BufReader::new(console);
         let mut line = Vec::new();
-        while console.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
+        while console
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|len| len > 0)
+        {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             line.clear();
             if sender.send(text).is_err() {

@@ -26,10 +26,10 @@ const HOME: &str = "/throttle";
 /// The programs that tests run. What is missing here is missing there, and tests say
 /// that they are skipped.
 const PROGRAMS: [&str; 39] = [
-    "sh", "bash", "ip", "tc", "ss", "ethtool", "tcpdump", "nmap", "masscan", "curl", "ps", "setpriv",
-    "nsenter", "unshare", "script", "sleep", "stat", "readlink", "id", "cat", "true", "false",
-    "env", "kill", "mount", "umount", "ls", "cp", "rm", "mkdir", "chmod", "echo", "seq", "head",
-    "wc", "sysctl", "timeout", "sort", "grep",
+    "sh", "bash", "ip", "tc", "ss", "ethtool", "tcpdump", "nmap", "masscan", "curl", "ps",
+    "setpriv", "nsenter", "unshare", "script", "sleep", "stat", "readlink", "id", "cat", "true",
+    "false", "env", "kill", "mount", "umount", "ls", "cp", "rm", "mkdir", "chmod", "echo", "seq",
+    "head", "wc", "sysctl", "timeout", "sort", "grep",
 ];
 /// Files that such programs read.
 const FILES: [&str; 8] = [
@@ -168,7 +168,11 @@ impl<W: Write> Image<W> {
         };
         if is_newer(&stripped, path) != Some(true) {
             let mut strip = Command::new("strip");
-            strip.arg("--strip-debug").arg("-o").arg(&stripped).arg(path);
+            strip
+                .arg("--strip-debug")
+                .arg("-o")
+                .arg(&stripped)
+                .arg(path);
             run_quietly(&mut strip)?;
         }
         self.program(name, &stripped)
@@ -236,7 +240,9 @@ fn paths(said: &str) -> Vec<PathBuf> {
         line.split_whitespace()
             .find(|word| word.starts_with('/') && !word.ends_with(':'))
     });
-    words.map(|word| Path::new(OsStr::new(word)).to_owned()).collect()
+    words
+        .map(|word| Path::new(OsStr::new(word)).to_owned())
+        .collect()
 }
 
 #[cfg(test)]

@@ -239,7 +239,8 @@ impl Apt {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let option = |name: &str, part: &str| format!("{name}={}", self.folder.join(part).display());
+        let option =
+            |name: &str, part: &str| format!("{name}={}", self.folder.join(part).display());
         command.args(["-q", "-o", "Acquire::Retries=3"]);
         command.args(["-o", "Dir::Etc::sourcelist=/dev/null"]);
         command.args(["-o", &option("Dir::Etc::sourceparts", "parts")]);

@@ -148,7 +148,11 @@ impl Results {
 pub(super) fn stored() -> Result<Vec<Results>> {
     let kernels = Kernel::ALL.iter();
     let all = kernels.map(|kernel| Results::load(kernel.series));
-    Ok(all.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    Ok(all
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .flatten()
+        .collect())
 }
 
 impl Test {
@@ -208,7 +212,9 @@ impl Tally {
             (self.skipped, "skipped"),
         ];
         let parts = parts.into_iter().filter(|(count, _)| *count > 0);
-        let parts: Vec<_> = parts.map(|(count, what)| format!("{count} {what}")).collect();
+        let parts: Vec<_> = parts
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
         if parts.is_empty() {
             "not run".to_owned()
         } else {
@@ -250,7 +256,12 @@ pub(super) fn table(kernels: &[Results]) -> String {
                 End::Failed => "failed",
                 End::Skipped => "skipped",
             };
-            let key = (test.program.as_str(), test.name.as_str(), end, test.why.as_str());
+            let key = (
+                test.program.as_str(),
+                test.name.as_str(),
+                end,
+                test.why.as_str(),
+            );
             reasons.entry(key).or_default().push(&kernel.release);
         }
     }
@@ -301,7 +312,13 @@ mod tests {
     fn a_machine_that_ends_without_a_result_has_failed() {
         let results = said(&GOOD[..5]);
         assert_eq!(results.total(), "1 passed, 1 failed, 1 skipped");
-        assert!(results.failures().next().unwrap().contains("without a result"));
+        assert!(
+            results
+                .failures()
+                .next()
+                .unwrap()
+                .contains("without a result")
+        );
     }
 
     #[test]
