@@ -23,6 +23,7 @@ use std::{
     collections::BTreeMap,
     error::Error,
     fs::{self, File},
+    io::{Read as _, Write as _, stdout},
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     path::Path,
     process::{Command, Stdio},
@@ -185,9 +186,20 @@ impl Tests {
             .spawn()
             .map_err(|error| format!("run {path}: {error}"))?;
         let group = Pid::from_raw(i32::try_from(child.id())?);
-        let ended = wait_for(group, most)?;
+        let mut shown = File::open(OUTPUT)?;
+        // While it runs, so that one sees what it is at.
+        let mut show = || {
+            let mut fresh = Vec::new();
+            if shown.read_to_end(&mut fresh).is_ok_and(|len| len > 0) {
+                print!("{}", String::from_utf8_lossy(&fresh));
+                // There is nobody else to tell.
+                let _ = stdout().flush();
+            }
+        };
+        let ended = wait_for(group, most, &mut show)?;
+        show();
+        println!();
         let printed = String::from_utf8_lossy(&fs::read(OUTPUT)?).into_owned();
-        println!("{}", printed.trim_end());
 
         let mut tests = tests_of(&printed);
         match ended {
@@ -214,7 +226,11 @@ impl Tests {
 
 /// Waits for the end of a process that leads a group, and reaps whoever has lost
 /// its parent meanwhile. Its status, or none if it had to be killed.
-fn wait_for(leader: Pid, most: Duration) -> Result<Option<i32>, Errno> {
+fn wait_for(
+    leader: Pid,
+    most: Duration,
+    meanwhile: &mut impl FnMut(),
+) -> Result<Option<i32>, Errno> {
     let until = Instant::now() + most;
     let mut was_killed = false;
     loop {
@@ -225,7 +241,10 @@ fn wait_for(leader: Pid, most: Duration) -> Result<Option<i32>, Errno> {
             WaitStatus::Signaled(pid, signal, _) if pid == leader => {
                 return Ok((!was_killed).then_some(128 + signal as i32));
             }
-            WaitStatus::StillAlive => thread::sleep(LOOK_EVERY),
+            WaitStatus::StillAlive => {
+                meanwhile();
+                thread::sleep(LOOK_EVERY);
+            }
             WaitStatus::Exited(..)
             | WaitStatus::Signaled(..)
             | WaitStatus::Stopped(..)
