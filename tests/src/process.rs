@@ -329,6 +329,7 @@ impl Process {
     /// When it does not end within `timeout`.
     #[track_caller]
     pub fn wait(mut self, timeout: Duration) -> Finished {
+        let timeout = timeout * wait::slowness();
         let Some(status) = wait::wait_at_most(timeout, || self.ended()) else {
             panic!(
                 "`{}` did not end within {timeout:?}\n{}",

@@ -5,12 +5,18 @@ use crate::{
     frame::Syn,
     netns::Namespace,
     throttle_cmd::{Running, Throttle},
+    wait::slowness,
 };
 use std::{fmt, net::SocketAddr, time::Duration};
 
 /// How close to its time a release must be. A fraction of every interval the
 /// tests use.
 const CLOSE: Duration = Duration::from_millis(20);
+/// The same on this machine.
+fn close() -> Duration {
+    CLOSE * slowness()
+}
+
 /// Of so many one may be farther off: what else a machine does may cost the daemon
 /// a moment now and then.
 const FEW: usize = 10;
@@ -138,7 +144,7 @@ impl fmt::Display for Lateness {
             millis(self.median),
             millis(self.worst),
             self.far,
-            CLOSE.as_millis()
+            close().as_millis()
         )
     }
 }
@@ -180,7 +186,7 @@ impl Lateness {
             count: off.len(),
             median: off[off.len() / 2],
             worst,
-            far: off.iter().filter(|off| **off > CLOSE).count(),
+            far: off.iter().filter(|off| **off > close()).count(),
         }
     }
 
@@ -192,7 +198,7 @@ impl Lateness {
     #[track_caller]
     pub fn assert_close(self) -> Self {
         assert!(
-            self.median <= CLOSE && self.far <= self.count / FEW,
+            self.median <= close() && self.far <= self.count / FEW,
             "{self}"
         );
         self

@@ -1,13 +1,34 @@
 //! Waiting for a state, with a bound and a name for what is waited for.
 
 use std::{
+    env,
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
 
+/// How many times slower than hardware the machine is, if it is emulated.
+const SLOWNESS: &str = "THROTTLE_TEST_SLOW";
+
 /// How often a condition is looked at. Short against every interval a test
 /// measures, long against the cost of looking.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// By how much waits, and bounds on lateness, are longer here: 1, unless
+/// `THROTTLE_TEST_SLOW` says more.
+///
+/// # Panics
+/// When that is no number of at least 1.
+pub fn slowness() -> u32 {
+    static SET: OnceLock<u32> = OnceLock::new();
+    *SET.get_or_init(|| match env::var(SLOWNESS) {
+        Err(_) => 1,
+        Ok(times) => match times.parse() {
+            Ok(times) if times >= 1 => times,
+            Ok(_) | Err(_) => panic!("{SLOWNESS}={times}: not a number of at least 1"),
+        },
+    })
+}
 
 /// Waits until `condition` holds.
 ///
@@ -24,6 +45,7 @@ pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> 
 /// When it does not within `timeout`; the message says what was waited for.
 #[track_caller]
 pub fn wait_for<T>(what: &str, timeout: Duration, look: impl FnMut() -> Option<T>) -> T {
+    let timeout = timeout * slowness();
     match wait_at_most(timeout, look) {
         Some(found) => found,
         None => panic!("waited {timeout:?} in vain for: {what}"),

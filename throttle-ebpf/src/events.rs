@@ -13,6 +13,10 @@ use throttle_common::{
 
 use crate::{scratch::Seen, skb::Skb, sockets, unhandled};
 
+/// Room for a frame in a record, in bytes.
+#[expect(clippy::cast_possible_truncation, reason = "it is a few hundred")]
+const FRAME_ROOM: u32 = FRAME_MAX as u32;
+
 /// Sized when loaded.
 #[map(name = "EVENTS")]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
@@ -39,7 +43,7 @@ fn send<T: 'static>(fill: impl FnOnce(*mut T) -> bool) -> bool {
 #[inline(always)]
 pub fn deferred(skb: &Skb, seen: &Seen, flow: &Flow, now_ns: u64) -> bool {
     let len = skb.len();
-    if len == 0 || len as usize > FRAME_MAX || flow.too_long != 0 {
+    if len == 0 || len > FRAME_ROOM || flow.too_long != 0 {
         unhandled::count(Unhandled::FrameTooLong);
         return false;
     }
@@ -64,7 +68,7 @@ pub fn deferred(skb: &Skb, seen: &Seen, flow: &Flow, now_ns: u64) -> bool {
             (&raw mut (*record).transport_offset).write(seen.transport_offset);
             // The record's memory was another record's: no byte of that shows.
             (&raw mut (*record).frame).write([0; FRAME_MAX]);
-            skb.copy_frame((&raw mut (*record).frame).cast(), len)
+            skb.copy_frame((&raw mut (*record).frame).cast(), FRAME_ROOM, len)
         }
     })
 }

@@ -158,15 +158,27 @@ impl Skb {
         Some(unsafe { bpf_get_socket_uid(self.skb) })
     }
 
-    /// Copies the first `len` bytes of the frame to `to`.
+    /// Copies the first `len` bytes of the frame to `to`. `false` if there are none,
+    /// or more than `room`, or the packet is shorter.
     ///
     /// # Safety
     ///
-    /// `to` must be valid for writes of `len` bytes, and `len` must be a number
-    /// that the verifier knows to be in `1..=` the size of what `to` points to.
+    /// `to` must be valid for writes of `room` bytes.
     #[inline(always)]
-    pub unsafe fn copy_frame(&self, to: *mut u8, len: u32) -> bool {
-        // SAFETY: as promised by the caller.
+    pub unsafe fn copy_frame(&self, to: *mut u8, room: u32, len: u32) -> bool {
+        // The verifier must see the bounds of the very register that it is given. A
+        // compiler that has looked at `len` before does so by a value made of it, or
+        // keeps `len` on the stack meanwhile: kernels before 6.18 then know nothing.
+        let beyond_first = known_anew(u64::from(len).wrapping_sub(1));
+        if beyond_first >= u64::from(room) {
+            return false;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "below `room`, which is a u32"
+        )]
+        let len = (beyond_first + 1) as u32;
+        // SAFETY: `to` has room for as many, as promised by the caller.
         unsafe { bpf_skb_load_bytes(self.skb.cast(), 0, to.cast(), len) == 0 }
     }
 
@@ -186,6 +198,23 @@ impl Skb {
     pub fn turn_round(&self) -> i32 {
         redirect(self.ifindex(), u64::from(BPF_F_INGRESS))
     }
+}
+
+/// Hides from the compiler what it knows about `number`, from here on.
+#[inline(always)]
+fn known_anew(number: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let out;
+        // Not `pure`: it stays where it is, behind the calls before it.
+        // SAFETY: its result is its operand.
+        unsafe {
+            core::arch::asm!("{0} = {0}", inlateout(reg) number => out, options(nomem, nostack));
+        }
+        out
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    number
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@ mod lint;
 mod package;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -33,6 +34,8 @@ enum Task {
         #[arg(last = true)]
         args: Vec<OsString>,
     },
+    /// Run the integration tests on other kernels, in virtual machines
+    Vm(vm::Vm),
     /// Make the Debian package and say where it is
     Package,
     /// Check the format, the code, and the licences of what it depends on
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(&setup::Purpose::ALL).map(|()| ExitCode::SUCCESS),
         Task::Demo { args } => demo::run(&args),
         Task::Test { levels, args } => test::run(&levels, &args),
+        Task::Vm(asked) => vm::run(&asked),
         Task::Package => package::run(),
         Task::Lint => lint::run(),
     };

@@ -27,6 +27,15 @@ const TEST_COMMANDS: [(&str, &str); 9] = [
     ("ps", "procps"),
 ];
 
+/// What the virtual machines need: a command and its package.
+const VM_COMMANDS: [(&str, &str); 5] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("depmod", "kmod"),
+    ("strip", "binutils"),
+    ("ldd", "libc-bin"),
+    ("dpkg", "dpkg"),
+];
+
 /// What the setup is for, besides compiling all of it and the tests that need
 /// nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +46,14 @@ pub(crate) enum Purpose {
     Formats,
     /// The Debian package and its tests.
     Package,
+    /// Other kernels in virtual machines.
+    Vm,
 }
 
 impl Purpose {
-    /// Whatever there is to do, but for the package: few make it, and what it
-    /// takes is compiled for minutes.
+    /// Whatever there is to do, but for the package and the virtual machines: few
+    /// make and run them, and what the one takes is compiled for minutes, what the
+    /// others take is large.
     pub(crate) const ALL: [Self; 2] = [Self::Kernel, Self::Formats];
 }
 
@@ -50,10 +62,10 @@ pub(crate) fn run(purposes: &[Purpose]) -> Result<()> {
     let toolchain = ebpf::toolchain();
     let mut packages = Vec::new();
     if purposes.contains(&Purpose::Kernel) {
-        let missing = TEST_COMMANDS
-            .iter()
-            .filter(|(command, _)| tools::program(command).is_none());
-        packages.extend(missing.map(|&(_, package)| package));
+        packages.extend(missing(&TEST_COMMANDS));
+    }
+    if purposes.contains(&Purpose::Vm) {
+        packages.extend(missing(&VM_COMMANDS));
     }
     if purposes.contains(&Purpose::Formats) {
         packages.extend(formats::missing_packages());
@@ -89,6 +101,10 @@ pub(crate) fn run(purposes: &[Purpose]) -> Result<()> {
         let names = TEST_COMMANDS.map(|(command, _)| command);
         println!("test commands:   {}", names.join(", "));
     }
+    if purposes.contains(&Purpose::Vm) {
+        let names = VM_COMMANDS.map(|(command, _)| command);
+        println!("for machines:    {}", names.join(", "));
+    }
     if purposes.contains(&Purpose::Formats) {
         formats::install_checkers()?;
         println!("format checkers: {}", formats::checkers());
@@ -100,6 +116,14 @@ pub(crate) fn run(purposes: &[Purpose]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The packages of those commands that are not there.
+fn missing(commands: &[(&str, &'static str)]) -> impl Iterator<Item = &'static str> {
+    let missing = commands
+        .iter()
+        .filter(|(command, _)| tools::program(command).is_none());
+    missing.map(|&(_, package)| package)
 }
 
 /// Installs packages of Debian, if there are any to install.

@@ -1,6 +1,7 @@
 //! Runs the tests, level by level, and adds up what cargo reports.
 
 use std::{
+    env,
     ffi::OsString,
     fmt,
     io::{BufRead as _, BufReader, Write, stdout},
@@ -27,13 +28,16 @@ pub(crate) enum Level {
     Formats,
     /// The Debian package, installed over a copy of this machine: needs root
     Package,
+    /// The kernel's level on other kernels, in virtual machines: only if it is named
+    Vm,
 }
 
 /// Runs all of `levels`, even if one of them fails.
 pub(crate) fn run(levels: &[Level], args: &[OsString]) -> Result<ExitCode> {
     let levels: Vec<Level> = if levels.is_empty() {
         let all = Level::value_variants().iter().copied();
-        all.filter(|level| level.is_for_this_machine()).collect()
+        all.filter(|level| *level != Level::Vm && level.is_for_this_machine())
+            .collect()
     } else {
         levels.to_vec()
     };
@@ -76,6 +80,7 @@ impl Level {
             Self::Kernel => Some(setup::Purpose::Kernel),
             Self::Formats => Some(setup::Purpose::Formats),
             Self::Package => Some(setup::Purpose::Package),
+            Self::Vm => Some(setup::Purpose::Vm),
         }
     }
 
@@ -129,6 +134,10 @@ impl Level {
             Self::Package => &[Step {
                 title: "package: installs, runs, upgrades, removes",
                 command: package::tests,
+            }],
+            Self::Vm => &[Step {
+                title: "vm: integration tests on other kernels",
+                command: vm_tests,
             }],
         }
     }
@@ -193,6 +202,13 @@ fn integration_tests(args: &[OsString]) -> Result<Command> {
     ])?;
     command.arg("--test-threads=1").args(args);
     with_throttle(&mut command)?;
+    Ok(command)
+}
+
+/// All kernels, by this program.
+fn vm_tests(args: &[OsString]) -> Result<Command> {
+    let mut command = Command::new(env::current_exe().context("find this program")?);
+    command.args(["vm", "--"]).args(args);
     Ok(command)
 }
 

@@ -1,0 +1,304 @@
+//! Runs the integration tests on other kernels, in virtual machines.
+//!
+//! Each machine boots a kernel of Debian's and an initramfs of ours (see
+//! `tests/src/bin/vm-init.rs`), runs the tests, says on its console how they ended,
+//! and switches itself off. The processor is emulated, so this works anywhere, and is
+//! some ten times slower than the machine it runs on.
+
+mod cpio;
+mod image;
+mod kernel;
+mod results;
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    image::{Plan, Programs},
+    kernel::{Kernel, Unpacked, folder},
+    results::{Results, Said},
+};
+use crate::{
+    setup,
+    workspace::{cargo, described, run as run_command, target_dir},
+};
+
+/// The test programs that mean something on a slow machine, in the order in which they
+/// are run: what needs no time first.
+pub(crate) const TESTS: [&str; 15] = [
+    "frames", "object", "lab", "answers", "rate", "wire", "refusals", "keep", "control", "hotplug",
+    "pods", "known", "owners", "scopes", "queue",
+];
+
+/// How long one test program may take in there.
+const TEST_TIMEOUT: Duration = Duration::from_mins(10);
+/// How long it may take until the first test begins.
+const BOOT_TIMEOUT: Duration = Duration::from_mins(2);
+/// How many times longer than on real hardware tests wait for things.
+const SLOWNESS: u32 = 8;
+
+/// What is asked of `cargo xtask vm`.
+#[derive(clap::Args)]
+pub(crate) struct Vm {
+    /// The kernels to run on, as 6.1, 6.12 or 7: all if none is named
+    kernels: Vec<String>,
+    /// A test program to run, as frames: those that are meant for it if none is named
+    #[arg(long = "test", value_name = "NAME")]
+    tests: Vec<String>,
+    /// Run nothing; print the results of the last runs as a table for docs/kernels.md
+    #[arg(long)]
+    table: bool,
+    /// Passed on to the test programs: the names of the tests to run, and options
+    #[arg(last = true)]
+    args: Vec<OsString>,
+}
+
+/// Does what is asked.
+pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
+    if asked.table {
+        print!("{}", results::table(&results::stored()?));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let kernels: Vec<Kernel> = if asked.kernels.is_empty() {
+        Kernel::ALL.to_vec()
+    } else {
+        let named = asked.kernels.iter().map(|series| Kernel::named(series));
+        named.collect::<Result<_>>()?
+    };
+    setup::run(&[setup::Purpose::Kernel, setup::Purpose::Vm])?;
+    let names: Vec<String> = if asked.tests.is_empty() {
+        TESTS.map(str::to_owned).to_vec()
+    } else {
+        asked.tests.clone()
+    };
+    let args: Vec<String> = asked
+        .args
+        .iter()
+        .map(|arg| {
+            let arg = arg.to_str().filter(|arg| !arg.contains('\n'));
+            Ok(arg.context("an argument is no text")?.to_owned())
+        })
+        .collect::<Result<_>>()?;
+
+    fs::create_dir_all(folder()?).context("make the folder of the virtual machines")?;
+    let programs = built(&names)?;
+    let common = image::write_common(&programs).context("write the initramfs")?;
+    let tests: Vec<_> = names
+        .iter()
+        .map(|name| (name.clone(), TEST_TIMEOUT.as_secs()))
+        .collect();
+    let plan = Plan {
+        env: &[("THROTTLE_TEST_SLOW", SLOWNESS.to_string())],
+        args: &args,
+        tests: &tests,
+    };
+
+    let mut failures = Vec::new();
+    let mut totals = Vec::new();
+    for kernel in kernels {
+        let title = format!("Linux {}", kernel.series);
+        println!("\n== vm: {title}");
+        let unpacked = kernel.fetched()?;
+        let initramfs = image::write(&common, &unpacked, &plan)
+            .with_context(|| format!("write the initramfs of {title}"))?;
+        let started = Instant::now();
+        let results = boot(kernel, &unpacked, &initramfs)?;
+        let took = started.elapsed().as_secs_f64();
+        totals.push(format!(
+            "{title} ({}): {} in {took:.0} s",
+            unpacked.release,
+            results.total()
+        ));
+        failures.extend(
+            results
+                .failures()
+                .map(|failure| format!("{title}: {failure}")),
+        );
+        // A part of the tests says nothing about a whole program.
+        if args.is_empty() {
+            results.store(kernel.series)?;
+        }
+    }
+    println!();
+    for failure in &failures {
+        println!("failed: {failure}");
+    }
+    for total in &totals {
+        println!("{total}");
+    }
+    Ok(if failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Builds what goes into the machines.
+fn built(names: &[String]) -> Result<Programs> {
+    run_command(&mut cargo(["build", "--release", "--package", "throttle"])?)?;
+    run_command(&mut cargo([
+        "build",
+        "--release",
+        "--package",
+        "throttle-tests",
+        "--bins",
+    ])?)?;
+    let mut build = cargo([
+        "test",
+        "--no-run",
+        "--color=never",
+        "--release",
+        "--package",
+        "throttle-tests",
+    ])?;
+    for name in names {
+        build.args(["--test", name]);
+    }
+    let output = build
+        .output()
+        .with_context(|| format!("run {}", described(&build)))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("run {}: {}\n{said}", described(&build), output.status);
+    }
+    let target = target_dir()?;
+    let tests = executables(&said);
+    let tests = names.iter().map(|name| {
+        let found = tests.iter().find(|(test, _)| test == name);
+        let (_, path) = found.with_context(|| format!("find the test program {name}"))?;
+        let file = path.file_name().unwrap_or_default();
+        Ok((name.clone(), target.join("release/deps").join(file)))
+    });
+    let release = target.join("release");
+    Ok(Programs {
+        throttle: release.join("throttle"),
+        init: release.join("vm-init"),
+        dialer: release.join("dialer"),
+        tests: tests.collect::<Result<_>>()?,
+    })
+}
+
+/// The integration tests in what cargo says it has built, a line each:
+/// `Executable tests/frames.rs (target/release/deps/frames-0123)`.
+fn executables(said: &str) -> Vec<(String, PathBuf)> {
+    let lines = said.lines().filter_map(|line| {
+        let (source, path) = line.trim().strip_prefix("Executable ")?.split_once(" (")?;
+        let name = source.strip_prefix("tests/")?.strip_suffix(".rs")?;
+        Some((name.to_owned(), PathBuf::from(path.strip_suffix(')')?)))
+    });
+    lines.collect()
+}
+
+/// Runs a machine to its end, and says what it found.
+fn boot(kernel: Kernel, unpacked: &Unpacked, initramfs: &Path) -> Result<Results> {
+    // It ends with us, however we end.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+        .args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "2048",
+        ])
+        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
+        .args(["-serial", "stdio"])
+        .arg("-kernel")
+        .arg(&unpacked.image)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut machine = Machine(
+        command
+            .spawn()
+            .with_context(|| format!("run {}", described(&command)))?,
+    );
+    let console = machine.0.stdout.take().context("read a console")?;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let mut console = BufReader::new(console);
+        let mut line = Vec::new();
+        while console
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|len| len > 0)
+        {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            line.clear();
+            if sender.send(text).is_err() {
+                break;
+            }
+        }
+    });
+    let log = folder()?.join(format!("{}.log", kernel.series));
+    let mut log = File::create(&log).with_context(|| format!("make {}", log.display()))?;
+    let mut results = Results::new(&unpacked.release);
+    let mut until = Instant::now() + BOOT_TIMEOUT;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(left) {
+            Ok(line) => {
+                writeln!(log, "{line}").context("write the log of a console")?;
+                println!("{line}");
+                if results.take(&line) == Said::Begins {
+                    // The machine itself ends a test program in time.
+                    until = Instant::now() + TEST_TIMEOUT + BOOT_TIMEOUT;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                results.fails("it hung, and was switched off");
+                break;
+            }
+        }
+    }
+    results.finish();
+    Ok(results)
+}
+
+/// A machine that is switched off when it is no longer looked at.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Fails only if it has ended, which is as well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_programs_are_found_in_what_cargo_says() {
+        let said = "\
+    Finished `release` profile
+  Executable unittests src/lib.rs (target/release/deps/throttle_tests-5c)
+  Executable tests/frames.rs (target/release/deps/frames-e4)
+";
+        assert_eq!(
+            executables(said),
+            [(
+                "frames".to_owned(),
+                PathBuf::from("target/release/deps/frames-e4")
+            )]
+        );
+    }
+}

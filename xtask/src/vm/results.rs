@@ -1,0 +1,357 @@
+//! What the machines said: read from their consoles, kept, and shown as a table.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs};
+
+use anyhow::{Context as _, Result};
+
+use super::kernel::{Kernel, folder};
+
+/// What lines of ours begin with.
+const OURS: &str = "throttle-vm: ";
+/// What the names of files with results end with.
+const EXTENSION: &str = "results";
+
+/// What a line of the console meant for who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// A test program begins.
+    Begins,
+    /// Nothing of that kind.
+    Other,
+}
+
+/// How a test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// The end of one test on one kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Test {
+    program: String,
+    name: String,
+    end: End,
+    why: String,
+}
+
+/// What one machine said.
+#[derive(Debug, Default)]
+pub(super) struct Results {
+    release: String,
+    tests: Vec<Test>,
+    /// The test program that runs.
+    running: Option<String>,
+    /// The machine's own last word.
+    decided: Option<String>,
+}
+
+impl Results {
+    pub(super) fn new(release: &str) -> Self {
+        Self {
+            release: release.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Takes a line of the console.
+    pub(super) fn take(&mut self, line: &str) -> Said {
+        // A terminal's control codes may stand before the first line.
+        let Some((_, ours)) = line.split_once(OURS) else {
+            return Said::Other;
+        };
+        let (kind, rest) = ours.split_once(' ').unwrap_or((ours, ""));
+        match kind {
+            "begin" => {
+                self.running = Some(rest.to_owned());
+                return Said::Begins;
+            }
+            "end" => self.running = None,
+            "test" => self.tests.extend(Test::read(rest)),
+            "error:" => self.fails(rest),
+            _ => self.decided = Some(ours.to_owned()),
+        }
+        Said::Other
+    }
+
+    /// The machine as a whole failed.
+    pub(super) fn fails(&mut self, why: &str) {
+        let program = self.running.take().unwrap_or_else(|| "machine".to_owned());
+        self.tests.push(Test {
+            program,
+            name: "(all)".to_owned(),
+            end: End::Failed,
+            why: why.to_owned(),
+        });
+    }
+
+    /// There is nothing more to take. What the machine decided must be what it said of
+    /// each test.
+    pub(super) fn finish(&mut self) {
+        let total = self.total();
+        match self.decided.take() {
+            Some(decided) if decided == total => {}
+            Some(decided) => self.fails(&format!("it decided {decided}, but said {total}")),
+            None if self.failures().next().is_some() => {}
+            None => self.fails("it ended without a result: see its console"),
+        }
+    }
+
+    /// Those that failed, and why.
+    pub(super) fn failures(&self) -> impl Iterator<Item = String> {
+        let failed = self.tests.iter().filter(|test| test.end == End::Failed);
+        failed.map(|test| format!("{}: {}: {}", test.program, test.name, test.why))
+    }
+
+    /// How many ended how, as the machine says it.
+    pub(super) fn total(&self) -> String {
+        let tally = Tally::of(self.tests.iter());
+        format!(
+            "{} passed, {} failed, {} skipped",
+            tally.passed, tally.failed, tally.skipped
+        )
+    }
+
+    /// Keeps them for the table: programs that were not run now keep what they had, if
+    /// it was on the same kernel.
+    pub(super) fn store(&self, series: &str) -> Result<()> {
+        let mut tests = match Self::load(series)? {
+            Some(before) if before.release == self.release => before.tests,
+            Some(_) | None => Vec::new(),
+        };
+        tests.retain(|old| !self.tests.iter().any(|new| new.program == old.program));
+        tests.extend(self.tests.iter().cloned());
+        let mut text = format!("{}\n", self.release);
+        for test in &tests {
+            text += &test.line();
+            text.push('\n');
+        }
+        let path = folder()?.join(format!("{series}.{EXTENSION}"));
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    fn load(series: &str) -> Result<Option<Self>> {
+        let path = folder()?.join(format!("{series}.{EXTENSION}"));
+        let Ok(text) = fs::read_to_string(path) else {
+            return Ok(None);
+        };
+        let mut lines = text.lines();
+        let mut results = Self::new(lines.next().unwrap_or_default());
+        results.tests.extend(lines.filter_map(Test::read));
+        Ok(Some(results))
+    }
+}
+
+/// The results of the last runs.
+pub(super) fn stored() -> Result<Vec<Results>> {
+    let kernels = Kernel::ALL.iter();
+    let all = kernels.map(|kernel| Results::load(kernel.series));
+    Ok(all
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .flatten()
+        .collect())
+}
+
+impl Test {
+    /// Reads `PROGRAM NAME END WHY`.
+    fn read(line: &str) -> Option<Self> {
+        let mut words = line.splitn(4, ' ');
+        let (program, name) = (words.next()?, words.next()?);
+        let end = match words.next()? {
+            "passed" => End::Passed,
+            "failed" => End::Failed,
+            "skipped" => End::Skipped,
+            _ => return None,
+        };
+        Some(Self {
+            program: program.to_owned(),
+            name: name.to_owned(),
+            end,
+            why: words.next().unwrap_or_default().trim().to_owned(),
+        })
+    }
+
+    fn line(&self) -> String {
+        let end = match self.end {
+            End::Passed => "passed",
+            End::Failed => "failed",
+            End::Skipped => "skipped",
+        };
+        format!("{} {} {end} {}", self.program, self.name, self.why)
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    fn of<'a>(tests: impl Iterator<Item = &'a Test>) -> Self {
+        let mut tally = Self::default();
+        for test in tests {
+            match test.end {
+                End::Passed => tally.passed += 1,
+                End::Failed => tally.failed += 1,
+                End::Skipped => tally.skipped += 1,
+            }
+        }
+        tally
+    }
+
+    /// As a cell of the table.
+    fn cell(self) -> String {
+        let parts = [
+            (self.passed, "passed"),
+            (self.failed, "**failed**"),
+            (self.skipped, "skipped"),
+        ];
+        let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+        let parts: Vec<_> = parts
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        if parts.is_empty() {
+            "not run".to_owned()
+        } else {
+            parts.join(", ")
+        }
+    }
+}
+
+/// A table in Markdown: a row for each test program, a column for each kernel; below
+/// it the reasons of what did not pass.
+pub(super) fn table(kernels: &[Results]) -> String {
+    let mut programs: Vec<&str> = Vec::new();
+    for test in kernels.iter().flat_map(|kernel| &kernel.tests) {
+        if !programs.contains(&test.program.as_str()) {
+            programs.push(&test.program);
+        }
+    }
+    let mut text = String::from("| tests |");
+    for kernel in kernels {
+        let _ = write!(text, " {} |", kernel.release);
+    }
+    text += "\n|---|";
+    text += &"---|".repeat(kernels.len());
+    text.push('\n');
+    for program in programs {
+        let _ = write!(text, "| `{program}` |");
+        for kernel in kernels {
+            let tests = kernel.tests.iter().filter(|test| test.program == program);
+            let _ = write!(text, " {} |", Tally::of(tests).cell());
+        }
+        text.push('\n');
+    }
+
+    let mut reasons: BTreeMap<(&str, &str, &str, &str), Vec<&str>> = BTreeMap::new();
+    for kernel in kernels {
+        for test in &kernel.tests {
+            let end = match test.end {
+                End::Passed => continue,
+                End::Failed => "failed",
+                End::Skipped => "skipped",
+            };
+            let key = (
+                test.program.as_str(),
+                test.name.as_str(),
+                end,
+                test.why.as_str(),
+            );
+            reasons.entry(key).or_default().push(&kernel.release);
+        }
+    }
+    if !reasons.is_empty() {
+        text += "\n| test | kernels | |\n|---|---|---|\n";
+        for ((program, name, end, why), kernels) in reasons {
+            let why = why.replace('|', "\\|");
+            let _ = writeln!(
+                text,
+                "| `{program}`: {name} | {} | {end}: {why} |",
+                kernels.join(", ")
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(lines: &[&str]) -> Results {
+        let mut results = Results::new("6.1");
+        for line in lines {
+            results.take(line);
+        }
+        results.finish();
+        results
+    }
+
+    const GOOD: [&str; 6] = [
+        "\u{1b}[2Jthrottle-vm: begin frames",
+        "something else",
+        "throttle-vm: test frames a passed ",
+        "throttle-vm: test frames b skipped no | fq",
+        "throttle-vm: end frames after 1.0 s",
+        "throttle-vm: 1 passed, 0 failed, 1 skipped",
+    ];
+
+    #[test]
+    fn a_machine_that_says_all_and_decides_the_same_is_good() {
+        let results = said(&GOOD);
+        assert_eq!(results.failures().count(), 0);
+        assert_eq!(results.total(), "1 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn a_machine_that_ends_without_a_result_has_failed() {
+        let results = said(&GOOD[..5]);
+        assert_eq!(results.total(), "1 passed, 1 failed, 1 skipped");
+        assert!(
+            results
+                .failures()
+                .next()
+                .unwrap()
+                .contains("without a result")
+        );
+    }
+
+    #[test]
+    fn a_machine_that_lost_a_line_has_failed() {
+        let results = said(&[GOOD[0], GOOD[2], GOOD[5]]);
+        assert!(results.failures().next().unwrap().contains("but said"));
+    }
+
+    #[test]
+    fn a_machine_that_hangs_names_the_test_program() {
+        let mut results = Results::new("6.1");
+        results.take(GOOD[0]);
+        results.fails("it hung");
+        results.finish();
+        let failures: Vec<_> = results.failures().collect();
+        assert_eq!(failures, ["frames: (all): it hung"]);
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_each_program_and_the_reasons_below() {
+        let table = table(&[said(&GOOD)]);
+        assert_eq!(
+            table,
+            "| tests | 6.1 |\n|---|---|\n| `frames` | 1 passed, 1 skipped |\n\n\
+             | test | kernels | |\n|---|---|---|\n\
+             | `frames`: b | 6.1 | skipped: no \\| fq |\n"
+        );
+    }
+
+    #[test]
+    fn a_line_is_read_as_it_is_written() {
+        let line = "frames a::b failed because of that";
+        assert_eq!(Test::read(line).unwrap().line(), line);
+        assert!(Test::read("frames a").is_none());
+    }
+}
