@@ -109,7 +109,15 @@ impl Model {
         self.scope.retire(context.policy, context.now_ns);
         let flow = &self.flows[key];
         let (scope, line, offer) = (&self.scope, Some(&self.line), Offer::Sender);
-        let again = decision::seen_again(context, scope, line, flow, offer, known, self.ifindex);
+        let again = decision::seen_again(
+            context,
+            scope,
+            line,
+            flow,
+            offer,
+            known,
+            decision::Device::plain(self.ifindex),
+        );
         match again {
             Again::Released => {
                 flow.goes_out();
