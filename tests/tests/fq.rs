@@ -112,8 +112,10 @@ fn fifty_deferred_attempts_leave_fq_one_each_100_ms_without_a_daemon() {
     let mut all = Vec::new();
     for (n, title) in [(0, "--pacing fq"), (1, "killed, fq")] {
         let (attempts, released) = measure(title, &labs[n], Duration::ZERO);
+        // Each time TCP asks again, one may wait for its timer: a tenth of them.
         let pauses = Lateness::of_pauses(&released, PACE.interval());
-        pauses.assert_close();
+        let is_close = pauses.median < Duration::from_millis(5) && pauses.far <= pauses.count / 5;
+        assert!(is_close, "{title}: {pauses}");
         all.push(attempts);
     }
     let (attempts, _) = measure("killed, no fq", &labs[2], BURST);
