@@ -204,7 +204,10 @@ pub enum Again {
     NowCounted,
     /// It was deferred and is released: it is counted, and passes.
     Released,
-    /// It was deferred and stays so.
+    /// It was deferred and is released ahead of time: it is counted, and passes,
+    /// to leave its device at this time (monotonic nanoseconds).
+    Departs(u64),
+    /// It was deferred and stays so; or another packet of it waits in the device.
     StillDeferred,
     /// It was deferred and stays so, and the present daemon does not have its
     /// frame: hand it over.
@@ -216,10 +219,33 @@ pub enum Again {
     Ended,
 }
 
+/// The device on which a SYN is seen again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// Its index.
+    pub ifindex: u32,
+    /// How far ahead of its time a release may be, in nanoseconds: the packet
+    /// leaves the device when it is due. 0 if the device cannot do that, or not
+    /// with this packet. See [`departure::ahead_ns`](crate::departure::ahead_ns).
+    pub ahead_ns: u64,
+}
+
+impl Device {
+    /// A device that packets leave at once.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plain(ifindex: u32) -> Self {
+        Self {
+            ifindex,
+            ahead_ns: 0,
+        }
+    }
+}
+
 /// Rule 2: a SYN whose flow is in the table with the same sequence number.
 ///
-/// `ifindex` is the interface it is seen on now; `line` may be missing if the
-/// kernel evicted it.
+/// `device` is where it is seen now; `line` may be missing if the kernel evicted
+/// it.
 #[inline(always)]
 pub fn seen_again(
     context: &Context<'_>,
@@ -228,7 +254,7 @@ pub fn seen_again(
     flow: &Flow,
     offer: Offer,
     endpoint_is_known: bool,
-    ifindex: u32,
+    device: Device,
 ) -> Again {
     let word = flow.phase_word();
     match word.phase() {
@@ -238,12 +264,14 @@ pub fn seen_again(
         },
         // On a second device it is the copy that was released on the first.
         Phase::Counted(_) | Phase::Known if offer == Offer::Daemon => {
-            if ifindex == flow.ifindex {
+            if device.ifindex == flow.ifindex {
                 Again::NotNeeded
             } else {
                 Again::HalfOpen
             }
         }
+        // Where the kernel does not keep it from being sent twice.
+        Phase::Counted(_) if flow.is_about_to_depart(context.now_ns) => Again::StillDeferred,
         Phase::Counted(_) => Again::HalfOpen,
         Phase::Known => become_counted(context, scope, flow, word),
         Phase::Deferred => offered(
@@ -254,7 +282,7 @@ pub fn seen_again(
             word,
             offer,
             endpoint_is_known,
-            ifindex,
+            device,
         ),
     }
 }
@@ -287,13 +315,17 @@ fn offered(
     word: PhaseWord,
     offer: Offer,
     endpoint_is_known: bool,
-    ifindex: u32,
+    device: Device,
 ) -> Again {
-    let burst_ns = match offer {
-        Offer::Daemon => daemon_burst_ns(context.policy.interval_ns),
+    let daemon_pace = Pace {
+        burst_ns: daemon_burst_ns(context.policy.interval_ns),
+        ahead_ns: 0,
+    };
+    let pace = match offer {
+        Offer::Daemon => daemon_pace,
         // In monitor mode a deferred packet goes on to a second device.
         Offer::Sender
-            if ifindex != flow.ifindex
+            if device.ifindex != flow.ifindex
                 && context.now_ns.saturating_sub(flow.first_ns) < SAME_PACKET_NS =>
         {
             return Again::StillDeferred;
@@ -305,7 +337,7 @@ fn offered(
                 // A frame that was handed over for another device is of no use
                 // when the route has changed.
                 let is_handed =
-                    flow.handed_to() == context.daemon.generation && flow.ifindex == ifindex;
+                    flow.handed_to() == context.daemon.generation && flow.ifindex == device.ifindex;
                 return if is_handed {
                     Again::StillDeferred
                 } else {
@@ -313,18 +345,30 @@ fn offered(
                 };
             }
             if context.daemon_is_alive() {
-                daemon_burst_ns(context.policy.interval_ns)
+                daemon_pace
+            } else if device.ahead_ns > 0 {
+                // What leaves when it is due need not catch up.
+                Pace {
+                    burst_ns: 0,
+                    ahead_ns: device.ahead_ns,
+                }
             } else {
-                SENDER_BURST_NS
+                Pace {
+                    burst_ns: SENDER_BURST_NS,
+                    ahead_ns: 0,
+                }
             }
         }
     };
-    let Some((place, release)) = grant(context, scope, endpoint_is_known, burst_ns) else {
+    let Some((place, release)) = grant(context, scope, endpoint_is_known, pace) else {
         return Again::StillDeferred;
     };
     if flow.advance(word, Phase::Counted(place)) {
         leave_queue(scope, line, flow);
-        return Again::Released;
+        return match release {
+            Some(release) if release.at_ns > context.now_ns => Again::Departs(release.at_ns),
+            Some(_) | None => Again::Released,
+        };
     }
     // Somebody else released or ended it in this very moment.
     scope.half_open.end(place);
@@ -339,6 +383,15 @@ fn offered(
     }
 }
 
+/// How releases are given to an offer.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// How much lateness is made up for.
+    burst_ns: u64,
+    /// How far ahead of its time one may be given.
+    ahead_ns: u64,
+}
+
 /// Grants an offer: to a known endpoint, or because there is room, or because a
 /// release is due.
 #[inline(always)]
@@ -346,7 +399,7 @@ fn grant(
     context: &Context<'_>,
     scope: &Scope,
     endpoint_is_known: bool,
-    burst_ns: u64,
+    pace: Pace,
 ) -> Option<(Place, Option<Release>)> {
     let Context { policy, now_ns, .. } = *context;
     let window = Scope::half_open_window(policy);
@@ -356,7 +409,10 @@ fn grant(
     if let Taken::Place(place) = scope.half_open.take(policy.limit, window, now_ns) {
         return Some((place, None));
     }
-    let release = scope.releases.give(policy.interval_ns, burst_ns, now_ns)?;
+    let release =
+        scope
+            .releases
+            .give_ahead(policy.interval_ns, pace.burst_ns, pace.ahead_ns, now_ns)?;
     let Some(place) = scope.half_open.put(window, now_ns) else {
         scope.releases.give_back(release);
         return None;
@@ -425,7 +481,10 @@ impl Again {
                     Verdict::Pass
                 }
             }
-            (Self::HalfOpen | Self::NowCounted | Self::Released | Self::Ended, _) => Verdict::Pass,
+            (
+                Self::HalfOpen | Self::NowCounted | Self::Released | Self::Departs(_) | Self::Ended,
+                _,
+            ) => Verdict::Pass,
             (Self::NotNeeded, _) => Verdict::Swallow,
             (Self::StillDeferred | Self::HandOver, Offer::Daemon) => Verdict::Swallow,
             (Self::StillDeferred | Self::HandOver, Offer::Sender) => match mode {

@@ -124,8 +124,8 @@ pub struct Flow {
     queue_place: Word,
     /// To which daemon its frame was handed; 0 is none.
     handed_to: Word,
-    /// 1 once a packet of it went out.
-    on_wire: Word,
+    /// From when on a packet of it is out, in monotonic nanoseconds; 0 is not yet.
+    on_wire_ns: Word,
     /// When it was first seen, in monotonic nanoseconds.
     pub first_ns: u64,
     /// Socket cookie of its sender; 0 if its socket is not on this host.
@@ -204,7 +204,7 @@ impl Flow {
             line_place: Word::new(line_place),
             queue_place: Word::new(queue_place),
             handed_to: Word::new(0),
-            on_wire: Word::new(on_wire as u64),
+            on_wire_ns: Word::new(on_wire as u64),
             first_ns: now_ns,
             cookie: of.cookie,
             scope: of.scope,
@@ -277,13 +277,25 @@ impl Flow {
     /// Whether a packet of it went out.
     #[inline(always)]
     pub fn is_on_wire(&self) -> bool {
-        self.on_wire.load() != 0
+        self.on_wire_ns.load() != 0
+    }
+
+    /// Whether a packet of it waits in its device at `now_ns`, to leave later.
+    #[inline(always)]
+    pub fn is_about_to_depart(&self, now_ns: u64) -> bool {
+        now_ns < self.on_wire_ns.load()
     }
 
     /// Notes that a packet of it goes out.
     #[inline(always)]
     pub fn goes_out(&self) {
-        self.on_wire.swap(1);
+        self.on_wire_ns.swap(1);
+    }
+
+    /// Notes that a packet of it leaves its device at `at_ns`.
+    #[inline(always)]
+    pub fn departs(&self, at_ns: u64) {
+        self.on_wire_ns.swap(at_ns);
     }
 
     /// To which daemon its frame was handed; 0 is none.

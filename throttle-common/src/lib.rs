@@ -12,7 +12,7 @@
 //! [`process`] (who has a socket),
 //! [`scope`] and [`flow`] (the state of a scope and of an attempt),
 //! [`exempt`]
-//! (what no rule applies to), [`decision`] (the rules), [`frame`] (what a packet says), [`record`]
+//! (what no rule applies to), [`decision`] (the rules), [`departure`] (releases ahead of their time), [`frame`] (what a packet says), [`record`]
 //! (what the kernel tells the daemon) and [`layout`] (whether two builds share their maps).
 //!
 //! Byte order: addresses and ports are kept as they are on the wire (network
@@ -30,6 +30,7 @@
 
 pub mod counter;
 pub mod decision;
+pub mod departure;
 pub mod exempt;
 pub mod flow;
 pub mod frame;

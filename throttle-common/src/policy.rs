@@ -16,12 +16,15 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Pacing {
-    /// The daemon re-sends; without it, the senders' retransmissions.
+    /// The daemon re-sends; without it, as with [`Fq`](Self::Fq).
     Auto = 0,
-    /// The daemon re-sends.
+    /// The daemon re-sends; without it, as with [`Retransmit`](Self::Retransmit).
     Resend = 1,
     /// The senders' own retransmissions only.
     Retransmit = 2,
+    /// The senders' own retransmissions, which leave a device with fq when their
+    /// release is due.
+    Fq = 3,
 }
 
 impl Pacing {
@@ -32,6 +35,7 @@ impl Pacing {
             0 => Some(Self::Auto),
             1 => Some(Self::Resend),
             2 => Some(Self::Retransmit),
+            3 => Some(Self::Fq),
             _ => None,
         }
     }
@@ -80,6 +84,15 @@ impl Policy {
         } else {
             Mode::Monitor
         }
+    }
+
+    /// Whether releases may be given ahead of their time, for departure at it.
+    /// Where every packet passes at once there is nothing to depart later.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_depart_ahead(&self) -> bool {
+        matches!(self.mode(), Mode::Enforce)
+            && (self.pacing == Pacing::Auto as u32 || self.pacing == Pacing::Fq as u32)
     }
 
     /// How many attempts a line holds: what is released in `max_delay_ns`.

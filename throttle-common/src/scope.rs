@@ -154,7 +154,7 @@ impl Line {
 }
 
 #[cfg(not(shuttle))]
-const _: () = assert!(size_of::<Scope>() == 1088 && size_of::<Line>() == 144);
+const _: () = assert!(size_of::<Scope>() == 1096 && size_of::<Line>() == 144);
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {

@@ -15,7 +15,9 @@ use shuttle::{sync::Arc, thread};
 use throttle_common::{
     NANOS_PER_MILLI, NANOS_PER_SEC,
     counter::{Counter, Taken},
-    decision::{Admission, Again, Context, Deferral, Ended, Offer, admit, defer, end, seen_again},
+    decision::{
+        Admission, Again, Context, Deferral, Device, Ended, Offer, admit, defer, end, seen_again,
+    },
     flow::{Attempt, Entry, Flow, Phase},
     policy::{Daemon, Policy},
     release::Releases,
@@ -250,6 +252,39 @@ fn one_due_release_is_given_to_one_of_three() {
 }
 
 #[test]
+fn releases_ahead_of_their_time_and_a_shorter_interval_keep_the_line() {
+    /// Half as long: who has it brings the next release forward.
+    const SHORTER: u64 = INTERVAL / 2;
+    in_every_order(|| {
+        let releases = Arc::new(Releases::new());
+        releases.begin(INTERVAL, START);
+        let ahead = |interval_ns: u64| {
+            move |releases: &Releases| {
+                let release = releases.give_ahead(interval_ns, 0, 2 * INTERVAL, START);
+                release.map(|release| release.at_ns)
+            }
+        };
+        let given = together([
+            party(&releases, ahead(INTERVAL)),
+            party(&releases, ahead(INTERVAL)),
+            // It has no way to leave later.
+            party(&releases, |releases| {
+                let release = releases.give(SHORTER, 0, START);
+                release.map(|release| release.at_ns)
+            }),
+        ]);
+        assert_eq!(given[2], None, "nothing is due");
+        let mut departs: Vec<u64> = given.into_iter().flatten().collect();
+        departs.sort_unstable();
+        assert_eq!(departs.len(), 2, "{departs:?}");
+        // The first may have been brought forward, before anything was given.
+        assert!(departs[0] == START + SHORTER || departs[0] == START + INTERVAL);
+        assert!(departs[1] - departs[0] >= SHORTER, "{departs:?}");
+        assert!(releases.next_ns() >= departs[1] + SHORTER);
+    });
+}
+
+#[test]
 fn a_queue_that_begins_late_takes_no_release_back() {
     in_every_order(|| {
         let releases = Arc::new(Releases::new());
@@ -405,7 +440,7 @@ impl World {
             &self.flows[n],
             offer,
             false,
-            INTERFACE,
+            Device::plain(INTERFACE),
         );
         self.look();
         again

@@ -13,6 +13,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod current;
+pub mod departures;
 pub mod endpoints;
 pub mod events;
 pub mod exempt;

@@ -14,7 +14,7 @@ use throttle_common::{
 };
 
 use crate::{
-    endpoints, events, exempt, flows,
+    departures, endpoints, events, exempt, flows,
     inbound::{self, Incoming},
     scopes,
     scratch::{self, Seen},
@@ -45,7 +45,7 @@ pub const NEXT: i32 = -1;
 impl Hook {
     /// The hook that was noted as a number.
     #[inline(always)]
-    const fn from_raw(raw: u32) -> Self {
+    pub const fn from_raw(raw: u32) -> Self {
         match raw {
             1 => Self::Ingress,
             2 => Self::Turning,
@@ -236,13 +236,19 @@ fn on_known_flow(
         scope: flow.scope,
         owner: flow.owner,
     });
-    let again = decision::seen_again(context, scope, line, flow, offer, known, skb.ifindex());
+    let device = departures::device(skb, context, syn, flow, offer);
+    let again = decision::seen_again(context, scope, line, flow, offer, known, device);
     match again {
         Again::Released => {
             tallies::count(&flow.scope, Tally::Released);
             if offer == Offer::Sender {
                 flow.goes_out();
             }
+        }
+        Again::Departs(at_ns) => {
+            tallies::count(&flow.scope, Tally::Released);
+            flow.departs(at_ns);
+            departures::depart(skb, syn, at_ns, context.now_ns);
         }
         Again::NowCounted => endpoints::forget(&syn.key.endpoint(), flow.first_ns),
         Again::HandOver => {

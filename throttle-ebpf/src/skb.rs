@@ -4,8 +4,9 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_INGRESS},
     helpers::{
-        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_redirect, bpf_sk_fullsock,
-        bpf_skb_cgroup_id, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_get_socket_cookie, bpf_get_socket_uid, bpf_l4_csum_replace, bpf_redirect,
+        bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -14,6 +15,9 @@ use crate::packet::Bytes;
 
 /// `IPPROTO_TCP` of linux/in.h.
 const IPPROTO_TCP: u32 = 6;
+/// `ETH_P_IP` and `ETH_P_IPV6` of linux/if_ether.h.
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
 /// `SOCK_STREAM` of linux/net.h.
 const SOCK_STREAM: u32 = 1;
 
@@ -75,6 +79,77 @@ impl Skb {
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         self.field(|skb| skb.ifindex)
+    }
+
+    /// The buffer itself, for a helper.
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// Whether its protocol is IP, be it IPv4 or IPv6.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it is 16 bits wide in the sk_buff"
+    )]
+    pub fn is_ip(&self) -> bool {
+        let protocol = u16::from_be(self.field(|skb| skb.protocol) as u16);
+        protocol == ETH_P_IP || protocol == ETH_P_IPV6
+    }
+
+    /// When its socket wants it to leave, in monotonic nanoseconds. Of a packet
+    /// that is not of a TCP socket it may be anything.
+    #[inline(always)]
+    pub fn departs_ns(&self) -> u64 {
+        self.field(|skb| skb.tstamp)
+    }
+
+    /// Adds `more_ms` to the TCP timestamp (RFC 7323) of a SYN that a socket of
+    /// this host made, whose TCP header begins at `transport_offset`. Linux counts
+    /// them in milliseconds.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "timestamps wrap (RFC 7323, 5.4)"
+    )]
+    pub fn add_to_timestamp(&self, transport_offset: u32, more_ms: u64) {
+        // From the header's length to the timestamp's value: Linux has the option
+        // behind the first one and two bytes more (`tcp_options_write` in
+        // net/ipv4/tcp_output.c). If there is something else it stays as it is.
+        const FROM: u32 = 12;
+        const CHECKSUM: u32 = 16;
+        const OPTION: usize = 26 - FROM as usize;
+        const VALUE: u32 = 28;
+        const TIMESTAMP: [u8; 2] = [8, 10];
+        /// Words in a header that has the value.
+        const WORDS: u8 = 8;
+        let mut header = [0u8; 20];
+        let at = transport_offset.wrapping_add(FROM);
+        // SAFETY: a valid context; there is room for as many bytes.
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), at, header.as_mut_ptr().cast(), 20) != 0 };
+        if failed || header[0] >> 4 < WORDS || [header[OPTION], header[OPTION + 1]] != TIMESTAMP {
+            return;
+        }
+        let before = [header[16], header[17], header[18], header[19]];
+        let after = u32::from_be_bytes(before)
+            .wrapping_add(more_ms as u32)
+            .to_be_bytes();
+        // SAFETY: a valid context, and four bytes to read; no packet pointer is
+        // used across the calls.
+        unsafe {
+            let at = transport_offset.wrapping_add(VALUE);
+            if bpf_skb_store_bytes(self.skb, at, after.as_ptr().cast(), 4, 0) == 0 {
+                bpf_l4_csum_replace(
+                    self.skb,
+                    transport_offset.wrapping_add(CHECKSUM),
+                    u64::from(u32::from_ne_bytes(before)),
+                    u64::from(u32::from_ne_bytes(after)),
+                    4,
+                );
+            }
+        }
     }
 
     /// The packet's mark.

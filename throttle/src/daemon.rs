@@ -1,7 +1,7 @@
 //! All of it running: the programs on their devices, the queue, the events.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
 };
@@ -31,7 +31,8 @@ use crate::{
     attach::{self, Attachment, Hook, Place},
     clock,
     config::Change,
-    detach,
+    departures, detach,
+    doctor::netlink,
     episodes::{Point, Report},
     error::errno_of,
     event,
@@ -40,7 +41,7 @@ use crate::{
     maps::{self, Maps},
     name::Name,
     notify,
-    object::{Home, Object, Sizes},
+    object::{self, Home, Object, Sizes},
     output::Output,
     owners::Names,
     pins::{OwnBpffs, Pins},
@@ -122,6 +123,12 @@ pub struct Throttle {
     pacing: Pacing,
     /// The settings as they were seen last.
     seen: Policy,
+    /// Whether the kernel can have packets leave later.
+    sets_departures: bool,
+    /// Whether qdiscs or interfaces have changed since they were looked at.
+    qdiscs_changed: bool,
+    /// Whether it was said that the pacing asks for fq and there is none.
+    said_no_fq: bool,
     keeper: Keeper,
     watch: Watch,
     /// Whether episodes of an earlier daemon are still to be looked for.
@@ -344,6 +351,9 @@ impl Throttle {
             direction: settings.direction,
             pacing: settings.pacing,
             seen,
+            sets_departures: object::sets_departures(),
+            qdiscs_changed: false,
+            said_no_fq: false,
             keeper: Keeper::new()?,
             watch: Watch::default(),
             may_resume: adopts,
@@ -355,6 +365,7 @@ impl Throttle {
         };
         // Before the first SYN can be deferred.
         throttle.beat()?;
+        throttle.look_at_qdiscs(interfaces.iter().map(|interface| interface.index).collect());
         let started = match throttle.attach_all(interfaces, &left).await {
             // What was left keeps its settings until all is well.
             Ok(()) if adopts => throttle.change(&settings),
@@ -558,7 +569,51 @@ impl Throttle {
             Attachment::new(&mut self.object, interface, direction, hook, &self.place).await?;
         self.names.insert(interface.index, interface.name.clone());
         self.attachments.push(attachment);
+        self.qdiscs_changed = true;
         Ok(())
+    }
+
+    /// Tells the programs which of these interfaces let packets go later, and
+    /// says so where it matters to the operator.
+    fn look_at_qdiscs(&mut self, interfaces: HashSet<u32>) {
+        self.qdiscs_changed = false;
+        let found = if self.sets_departures && self.direction == Direction::Egress {
+            netlink::qdiscs().map(|qdiscs| departures::of(&qdiscs))
+        } else {
+            Ok(BTreeMap::new())
+        };
+        // With what is not known nothing leaves too early.
+        let mut found = found.unwrap_or_else(|error| {
+            warn!("which interfaces have fq is not known: list the qdiscs: {error}");
+            BTreeMap::new()
+        });
+        found.retain(|index, _| interfaces.contains(index));
+        if let Err(error) = self.maps.set_departures(&found) {
+            warn!("{error}");
+        }
+        let lacks_fq = self.pacing == Pacing::Fq && found.is_empty();
+        if lacks_fq && !self.said_no_fq {
+            let why = if !self.sets_departures {
+                "this kernel cannot set departure times (Linux 5.18 or later can)"
+            } else if self.direction != Direction::Egress {
+                "what comes in does not pass a qdisc; use --pacing auto"
+            } else {
+                "no interface has an fq qdisc at its root: tc qdisc replace dev IFACE root fq"
+            };
+            warn!(
+                "with --pacing fq, deferred attempts go out at their senders' retransmissions for \
+                 now: {why}"
+            );
+        }
+        self.said_no_fq = lacks_fq;
+    }
+
+    /// The same, if anything has changed.
+    fn follow_qdiscs(&mut self) {
+        if self.qdiscs_changed {
+            let attached = self.attachments.iter().map(|a| a.interface.index).collect();
+            self.look_at_qdiscs(attached);
+        }
     }
 
     async fn detach(&mut self) {
@@ -752,7 +807,10 @@ impl Throttle {
                     debug!("no more events get out");
                     return result;
                 }
-                _ = heartbeat.tick() => self.beat()?,
+                _ = heartbeat.tick() => {
+                    self.beat()?;
+                    self.follow_qdiscs();
+                }
                 () = sleep_until(instant(wake)), if wake.is_some() => {}
                 ready = self.events.readable_mut() => {
                     let mut guard = ready.map_err(|e| Error::failed("wait for the ring buffer", e))?;
@@ -773,6 +831,8 @@ impl Throttle {
                     if self.attachments.iter().any(|a| !a.is_alive()) {
                         self.look_around().await?;
                     }
+                    // Not all changes are told: more queues of an mq are not.
+                    self.qdiscs_changed = true;
                 }
                 Some(change) = self.changes.next() => self.changed(change).await?,
             }
@@ -799,7 +859,14 @@ impl Throttle {
                 Ok(())
             }
             Change::Gone(index) => self.let_go(index),
-            Change::Missed => self.look_around().await,
+            Change::Qdisc => {
+                self.qdiscs_changed = true;
+                Ok(())
+            }
+            Change::Missed => {
+                self.qdiscs_changed = true;
+                self.look_around().await
+            }
         }
     }
 
@@ -846,6 +913,7 @@ impl Throttle {
     /// not take them; nothing has changed then.
     pub fn change(&mut self, settings: &Settings) -> Result<()> {
         self.maps.change(settings, &self.sizes, self.cpus)?;
+        self.qdiscs_changed |= self.pacing != settings.pacing;
         self.pacing = settings.pacing;
         self.seen = self.maps.policy()?;
         Ok(())
@@ -919,6 +987,7 @@ impl Throttle {
         let now = self.maps.policy()?;
         if now != self.seen {
             self.seen = now;
+            self.qdiscs_changed |= self.pacing != Pacing::of(&now);
             self.pacing = Pacing::of(&now);
             info!(
                 "another command has changed the settings; in force: {}",
@@ -936,6 +1005,7 @@ impl Throttle {
     /// An interface has vanished, and its programs with it.
     fn let_go(&mut self, index: u32) -> Result<()> {
         self.failing.remove(&index);
+        self.qdiscs_changed = true;
         let Some(at) = self
             .attachments
             .iter()

@@ -291,6 +291,8 @@ pub enum Change {
     Unreadable(String),
     /// One has vanished: deleted, or moved elsewhere.
     Gone(u32),
+    /// Something about a qdisc has changed.
+    Qdisc,
     /// So much has happened that some of it was missed.
     Missed,
 }
@@ -301,8 +303,9 @@ pub enum Change {
 ///
 /// When the kernel does not let itself be listened to.
 pub fn changes() -> Result<BoxStream<'static, Change>> {
-    let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
-        .map_err(|error| Error::failed("listen for interfaces that come and go", error))?;
+    let (connection, _, messages) =
+        rtnetlink::new_multicast_connection(&[MulticastGroup::Link, MulticastGroup::Tc])
+            .map_err(|error| Error::failed("listen for interfaces that come and go", error))?;
     tokio::spawn(connection);
     Ok(Box::pin(messages.filter_map(
         async |(message, _)| match message.payload {
@@ -317,6 +320,10 @@ pub fn changes() -> Result<BoxStream<'static, Change>> {
                     Err((_, name, _)) => Some(Change::Unreadable(name)),
                 }
             }
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewQueueDiscipline(_)
+                | RouteNetlinkMessage::DelQueueDiscipline(_),
+            ) => Some(Change::Qdisc),
             NetlinkPayload::Overrun(_) => Some(Change::Missed),
             _ => None,
         },

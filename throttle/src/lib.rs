@@ -17,6 +17,7 @@ pub mod attempts;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+mod departures;
 pub mod detach;
 pub mod doctor;
 pub mod encode;

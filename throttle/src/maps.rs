@@ -1,6 +1,6 @@
 //! Typed access to the maps.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use aya::{
     Ebpf, Pod,
@@ -142,6 +142,7 @@ pub struct Maps {
     sockets: HashMap<MapData, u64, Plain<Socket>>,
     tallies: PerCpuHashMap<MapData, Plain<Subject>, Plain<Tallies>>,
     exempt: LpmTrie<MapData, Plain<Destination>, u32>,
+    interfaces: HashMap<MapData, u32, u64>,
     unhandled: PerCpuArray<MapData, u64>,
 }
 
@@ -161,6 +162,7 @@ impl Maps {
             sockets: take(ebpf, "SOCKETS")?,
             tallies: take(ebpf, "TALLIES")?,
             exempt: take(ebpf, "EXEMPT")?,
+            interfaces: take(ebpf, "INTERFACES")?,
             unhandled: take(ebpf, "UNHANDLED")?,
         })
     }
@@ -181,6 +183,7 @@ impl Maps {
             sockets: pinned(pins, "SOCKETS", Map::LruHashMap)?,
             tallies: pinned(pins, "TALLIES", Map::PerCpuLruHashMap)?,
             exempt: pinned(pins, "EXEMPT", Map::LpmTrie)?,
+            interfaces: pinned(pins, "INTERFACES", Map::HashMap)?,
             unhandled: pinned(pins, "UNHANDLED", Map::PerCpuArray)?,
         };
         if maps.policy()?.layout != LAYOUT {
@@ -262,6 +265,33 @@ impl Maps {
             self.exempt
                 .remove(&Key::new(*bits, Plain(*to)))
                 .map_err(|error| Error::failed(what, error))?;
+        }
+        Ok(())
+    }
+
+    /// On which interfaces packets may leave later, by index, and how far ahead
+    /// that may be, in nanoseconds.
+    #[must_use]
+    pub fn departures(&self) -> BTreeMap<u32, u64> {
+        self.interfaces.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Says so of these interfaces, and of no others.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take all of it: there are too many.
+    pub fn set_departures(&mut self, wanted: &BTreeMap<u32, u64>) -> Result<()> {
+        let failed = |error| Error::failed("tell the programs which interfaces have fq", error);
+        let there = self.departures();
+        // What must not be there any more goes first.
+        for index in there.keys().filter(|index| !wanted.contains_key(index)) {
+            self.interfaces.remove(index).map_err(failed)?;
+        }
+        for (index, ahead_ns) in wanted {
+            if there.get(index) != Some(ahead_ns) {
+                self.interfaces.insert(index, ahead_ns, 0).map_err(failed)?;
+            }
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use aya::{
         BtfTracePoint, ProgramError, ProgramType, SchedClassifier,
         links::{FdLink, PinnedLink},
     },
-    sys::{is_map_supported, is_program_supported},
+    sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 use log::{debug, warn};
 use throttle_common::{
@@ -39,6 +39,33 @@ pub(crate) const INITIAL_PIDS: &str = "pid:[4026531836]";
 /// What the programs and maps need.
 pub const NEEDED: &str = "throttle needs Linux 5.12 or later with CONFIG_BPF_SYSCALL, \
                           CONFIG_NET_CLS_ACT and CONFIG_SOCK_CGROUP_DATA";
+
+/// How many interfaces with fq there may be. The releases of others have to be
+/// due.
+pub const INTERFACES_MAX: u32 = 1 << 10;
+
+/// Whether the kernel has the helper by which a packet is told when to leave:
+/// `bpf_skb_set_tstamp`, since Linux 5.18. If it does not tell, it is taken not to.
+#[must_use]
+pub fn sets_departures() -> bool {
+    is_helper_supported(
+        ProgramType::SchedClassifier,
+        BpfHelper::BPF_FUNC_skb_set_tstamp,
+    )
+    .unwrap_or_else(|error| {
+        debug!("whether the kernel can set departure times: {error}");
+        false
+    })
+}
+
+/// How often TCP asks again in vain before it begins to double the time: none
+/// before Linux 6.5, four by default since.
+fn linear_timeouts() -> u32 {
+    let told = fs::read_to_string("/proc/sys/net/ipv4/tcp_syn_linear_timeouts");
+    told.ok()
+        .and_then(|told| told.trim().parse().ok())
+        .unwrap_or(0)
+}
 
 /// The compiled programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("THROTTLE_EBPF_OBJECT"));
@@ -165,6 +192,7 @@ impl Sizes {
                 self.tallies,
                 element(size_of::<Subject>(), 8) + cpus * TALLIES * 8,
             )
+            + of(INTERFACES_MAX, element(4, 8))
             + self.ring_bytes as usize
     }
 }
@@ -244,6 +272,9 @@ impl Object {
             .map_max_entries("SCOPES", sizes.scopes)
             .map_max_entries("LINES", sizes.lines)
             .map_max_entries("TALLIES", sizes.tallies)
+            .override_global("SETS_DEPARTURES", &u32::from(sets_departures()), true)
+            .override_global("LINEAR_TIMEOUTS", &linear_timeouts(), true)
+            .map_max_entries("INTERFACES", INTERFACES_MAX)
             .map_max_entries("EXEMPT", EXEMPT_MAX)
             .map_max_entries("EVENTS", sizes.ring_bytes)
             .load(OBJECT)
@@ -415,9 +446,10 @@ pub struct TriedOut {
 /// It errs where the kernel does not tell: mostly because the caller may not ask.
 pub fn kinds() -> impl Iterator<Item = (String, Result<bool, ProgramError>)> {
     /// Each kind of map with its name.
-    const MAPS: [(MapType, &str); 7] = [
+    const MAPS: [(MapType, &str); 8] = [
         (MapType::Array, "array"),
         (MapType::PerCpuArray, "per-CPU array"),
+        (MapType::Hash, "hash"),
         (MapType::LruHash, "LRU hash"),
         (MapType::LruPerCpuHash, "per-CPU LRU hash"),
         (MapType::LpmTrie, "longest-prefix trie"),

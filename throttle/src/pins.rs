@@ -25,7 +25,7 @@ use crate::{Error, Result, settings::Direction};
 pub const FOLDER: &str = "throttle";
 
 /// The maps that are found by name, each by the name that it has in the object.
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 13] = [
     "POLICY",
     "DAEMON",
     "FLOWS",
@@ -37,6 +37,7 @@ pub const MAPS: [&str; 12] = [
     "TALLIES",
     "UNHANDLED",
     "EXEMPT",
+    "INTERFACES",
     "EVENTS",
 ];
 

@@ -13,7 +13,6 @@ use throttle_common::{
     NANOS_PER_MILLI,
     flow::{FlowKey, Phase},
     record::Deferred,
-    release::Releases,
     subject::{Subject, SubjectKind},
     turns::GroupTurns,
 };
@@ -324,10 +323,11 @@ impl Kernel for Live<'_> {
         // What has timed out but was not swept yet is room: the program sweeps
         // before it decides about the offer.
         let half_open = state.half_open.live(window, self.now_ns());
-        let next_ns = state.releases.next_ns();
         Some(Supply {
             room: half_open < policy.limit,
-            next_release_ns: Releases::offer_at_ns(next_ns, policy.interval_ns, self.now_ns()),
+            next_release_ns: state
+                .releases
+                .offer_at_ns(policy.interval_ns, self.now_ns()),
         })
     }
 

@@ -235,10 +235,13 @@ pub enum Direction {
 /// Who lets deferred attempts out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Pacing {
-    /// The daemon re-sends; without it, the senders' retransmissions.
+    /// The daemon re-sends; without it, as with `fq`.
     Auto,
-    /// The daemon re-sends.
+    /// The daemon re-sends; without it, as with `retransmit`.
     Resend,
+    /// The senders' own retransmissions, which leave an interface whose qdisc is fq
+    /// at the moment their release is due; nothing is re-sent.
+    Fq,
     /// The senders' own retransmissions only: nothing is re-sent, order and
     /// exactness are TCP's.
     Retransmit,
@@ -250,7 +253,7 @@ impl Pacing {
     pub const fn resends(self) -> bool {
         match self {
             Self::Auto | Self::Resend => true,
-            Self::Retransmit => false,
+            Self::Fq | Self::Retransmit => false,
         }
     }
 
@@ -260,6 +263,7 @@ impl Pacing {
         match self {
             Self::Auto => RawPacing::Auto,
             Self::Resend => RawPacing::Resend,
+            Self::Fq => RawPacing::Fq,
             Self::Retransmit => RawPacing::Retransmit,
         }
     }
@@ -269,6 +273,7 @@ impl Pacing {
     pub const fn of(policy: &Policy) -> Self {
         match RawPacing::from_raw(policy.pacing) {
             Some(RawPacing::Resend) => Self::Resend,
+            Some(RawPacing::Fq) => Self::Fq,
             Some(RawPacing::Retransmit) => Self::Retransmit,
             Some(RawPacing::Auto) | None => Self::Auto,
         }

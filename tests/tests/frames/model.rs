@@ -147,7 +147,15 @@ impl Model {
         }
         let flow = &self.flows[key];
         let (scope, line) = (&self.scope, Some(&self.line));
-        let again = decision::seen_again(context, scope, line, flow, offer, known, self.ifindex);
+        let again = decision::seen_again(
+            context,
+            scope,
+            line,
+            flow,
+            offer,
+            known,
+            decision::Device::plain(self.ifindex),
+        );
         // In monitor mode a sender's packet goes out.
         if matches!(again, Again::StillDeferred | Again::HandOver)
             && offer == Offer::Sender

@@ -110,7 +110,7 @@ impl Stage {
             flow,
             offer,
             false,
-            INTERFACE,
+            Device::plain(INTERFACE),
         )
     }
 
@@ -643,7 +643,7 @@ impl Case {
             &flow,
             self.offer,
             self.endpoint_is_known,
-            ifindex,
+            Device::plain(ifindex),
         );
         assert_eq!(again, self.expected(), "{self:?}");
 
@@ -657,6 +657,7 @@ impl Case {
             | Again::HandOver
             | Again::NotNeeded
             | Again::Ended => (0, 0),
+            Again::Departs(at_ns) => panic!("leaves at {at_ns}: {self:?}"),
         };
         assert_eq!(stage.half_open(), half_open + counted, "{self:?}");
         let left_line = if self.line_is_gone { 0 } else { left };
@@ -672,7 +673,7 @@ impl Case {
             assert_eq!(after_ns, next_release_ns, "{self:?}");
         }
         match again {
-            Again::Released | Again::NowCounted => {
+            Again::Released | Again::Departs(_) | Again::NowCounted => {
                 assert!(matches!(flow.phase(), Phase::Counted(_)), "{self:?}");
                 assert_eq!(stage.end(&flow), Some(Ended::HalfOpen), "{self:?}");
                 assert_eq!(stage.half_open(), half_open, "{self:?}");
@@ -1056,4 +1057,88 @@ fn an_end_meant_for_one_attempt_does_not_end_the_next_of_the_same_tuple() {
     stage.now_ns += 1;
     let third = flow(Entry::Counted(place), stage.now_ns);
     assert!(!third.advance(seen, Phase::Ended));
+}
+
+/// A scope that is full, a device that lets packets go when they are due, and
+/// nobody who re-sends.
+fn offered_on_fq(stage: &Stage, flow: &Flow, ahead_ns: u64) -> Again {
+    seen_again(
+        &stage.context(),
+        &stage.scope,
+        Some(&stage.line),
+        flow,
+        Offer::Sender,
+        false,
+        Device {
+            ifindex: INTERFACE,
+            ahead_ns,
+        },
+    )
+}
+
+#[test]
+fn a_retransmission_departs_when_its_release_is_due() {
+    let mut stage = Stage::new();
+    stage.fill();
+    let flows = [stage.deferred(), stage.deferred(), stage.deferred()];
+    let half_open = stage.half_open();
+    stage.now_ns = START + NANOS_PER_SEC;
+    let ahead_ns = 3 * INTERVAL / 2;
+    let now_ns = stage.now_ns;
+    // The first is due, and leaves at once; what is late is not caught up on.
+    let came_to = flows
+        .each_ref()
+        .map(|flow| offered_on_fq(&stage, flow, ahead_ns));
+    assert_eq!(
+        came_to,
+        [
+            Again::Released,
+            Again::Departs(now_ns + INTERVAL),
+            Again::StillDeferred,
+        ]
+    );
+    // Each has its place by now, and has left its line.
+    assert_eq!(stage.half_open(), half_open + 2);
+    assert_eq!(stage.queued(), (1, 1));
+    assert_eq!(
+        came_to[1].verdict(Offer::Sender, Mode::Enforce, false),
+        Verdict::Pass
+    );
+}
+
+#[test]
+fn what_waits_in_its_device_is_not_sent_twice() {
+    let mut stage = Stage::new();
+    stage.fill();
+    let flow = stage.deferred();
+    let due_ns = START + INTERVAL;
+    assert_eq!(
+        offered_on_fq(&stage, &flow, INTERVAL),
+        Again::Departs(due_ns)
+    );
+    flow.departs(due_ns);
+    stage.now_ns = due_ns - 1;
+    assert_eq!(stage.offer(&flow, Offer::Sender), Again::StillDeferred);
+    stage.now_ns = due_ns;
+    assert_eq!(stage.offer(&flow, Offer::Sender), Again::HalfOpen);
+    // It counts once, and ends once.
+    assert_eq!(stage.end(&flow), Some(Ended::HalfOpen));
+    assert_eq!(stage.end(&flow), None);
+}
+
+#[test]
+fn room_is_taken_at_once_and_while_a_daemon_is_alive_nothing_departs_ahead() {
+    let mut stage = Stage::with_daemon();
+    stage.fill();
+    let flow = stage.deferred();
+    flow.hand_to(stage.daemon.generation);
+    assert_eq!(offered_on_fq(&stage, &flow, INTERVAL), Again::StillDeferred);
+    stage.daemon = Daemon::default();
+    stage.policy.limit += 1;
+    assert_eq!(offered_on_fq(&stage, &flow, INTERVAL), Again::Released);
+    assert_eq!(
+        stage.scope.releases.next_ns(),
+        START + INTERVAL,
+        "not wasted"
+    );
 }

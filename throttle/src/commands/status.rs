@@ -74,6 +74,8 @@ struct Attached {
     index: u32,
     name: String,
     hook: &'static str,
+    /// Packets may leave later: it has fq.
+    departure_times: bool,
 }
 
 /// Settings in force, as the command line has them.
@@ -115,6 +117,7 @@ impl InForce {
             pacing: match settings.pacing {
                 Pacing::Auto => "auto",
                 Pacing::Resend => "resend",
+                Pacing::Fq => "fq",
                 Pacing::Retransmit => "retransmit",
             },
             attempt_timeout: time(settings.attempt_timeout),
@@ -206,6 +209,7 @@ fn look(instance: &Instance, interfaces: &HashMap<u32, String>, names: &mut Name
                 index,
                 name: named(&index),
                 hook,
+                departure_times: false,
             })
             .collect();
     }
@@ -221,6 +225,10 @@ fn look(instance: &Instance, interfaces: &HashMap<u32, String>, names: &mut Name
         }
     };
     found.daemon = instance.daemon.as_ref().map(|of| daemon(of, Some(&maps)));
+    let departures = maps.departures();
+    for interface in &mut found.interfaces {
+        interface.departure_times = departures.contains_key(&interface.index);
+    }
     let settings = Settings::in_force(&policy, maps.exempt(), instance.direction());
     found.settings = Some(InForce::of(&settings));
     found.scopes = scopes(&maps, &policy, interfaces, names);
@@ -363,7 +371,10 @@ fn throttle_text(of: &Throttle) -> String {
     let each: Vec<String> = of
         .interfaces
         .iter()
-        .map(|of| format!("{} ({})", of.name, of.hook))
+        .map(|of| {
+            let fq = if of.departure_times { ", fq" } else { "" };
+            format!("{} ({}{fq})", of.name, of.hook)
+        })
         .collect();
     text += &match each.is_empty() {
         true => "  interfaces   none\n".into(),

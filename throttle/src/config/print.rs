@@ -317,7 +317,7 @@ mod tests {
             direction = "egress"
 
             # Who lets attempts over the limit out [default: auto]
-            # One of auto, resend, retransmit
+            # One of auto, resend, fq, retransmit
             pacing = "auto"
 
             # By which hook the programs are attached [default: auto]

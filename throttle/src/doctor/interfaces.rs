@@ -303,8 +303,8 @@ fn pacing(device: &Device, check: &str, name: &str) -> Option<Finding> {
         format!("sysctl net.core.default_qdisc=fq && tc qdisc replace dev {name} root mq")
     };
     let found = format!(
-        "{found}: releases are exact while the daemon runs; without it they go out at their senders' \
-         retransmissions"
+        "{found}: releases are exact while the daemon re-sends; without it (--keep, --pacing fq) they \
+         go out at their senders' retransmissions"
     );
     let finding = Finding::note(check, found).remedy(remedy);
     Some(finding.needed_for("releases by departure time"))

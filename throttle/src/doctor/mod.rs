@@ -8,7 +8,7 @@ pub mod facts;
 mod interfaces;
 mod judge;
 mod look;
-mod netlink;
+pub(crate) mod netlink;
 mod text;
 
 #[cfg(test)]

@@ -40,15 +40,17 @@ pub(super) struct Link {
 
 /// A qdisc.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Qdisc {
-    pub(super) index: u32,
-    pub(super) kind: Name,
-    pub(super) place: Place,
+pub(crate) struct Qdisc {
+    pub(crate) index: u32,
+    pub(crate) kind: Name,
+    pub(crate) place: Place,
+    /// Of an fq, in microseconds: what departs later than so far ahead it drops.
+    pub(crate) horizon_us: Option<u32>,
 }
 
 /// Where a qdisc is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// It is the first that packets meet.
     Root,
     /// It takes filters on both directions, or on what comes in.
@@ -130,26 +132,32 @@ impl Link {
 }
 
 const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
 
 impl Qdisc {
     fn read(message: &[u8]) -> Option<Self> {
+        /// Of include/uapi/linux/pkt_sched.h.
+        const TCA_FQ_HORIZON: u16 = 14;
         // family, padding, index, handle, parent, info
         let rest = message.get(TCMSG..)?;
+        let kind = Name::of_field(attribute(rest, TCA_KIND)?);
+        let options = attribute(rest, TCA_OPTIONS).filter(|_| kind.as_str() == "fq");
+        let horizon = options.and_then(|options| attribute(options, TCA_FQ_HORIZON));
         Some(Self {
+            horizon_us: horizon.and_then(|horizon| number(horizon, 0)),
             index: number(message, 4)?,
             place: match number(message, 12)? {
                 ROOT => Place::Root,
                 CLSACT => Place::Slot,
                 _ => Place::Leaf,
             },
-            kind: Name::of_field(attribute(rest, TCA_KIND)?),
+            kind,
         })
     }
 }
 
 impl Filter {
     fn read(message: &[u8]) -> Option<Self> {
-        const TCA_OPTIONS: u16 = 2;
         const TCA_CHAIN: u16 = 11;
         const TCA_BPF_NAME: u16 = 7;
         let rest = message.get(TCMSG..)?;
@@ -202,7 +210,7 @@ pub(super) fn links() -> io::Result<Vec<Link>> {
 /// # Errors
 ///
 /// When the kernel does not tell.
-pub(super) fn qdiscs() -> io::Result<Vec<Qdisc>> {
+pub(crate) fn qdiscs() -> io::Result<Vec<Qdisc>> {
     let messages = dump(libc::RTM_GETQDISC, &[0; TCMSG])?;
     Ok(messages.iter().filter_map(|it| Qdisc::read(it)).collect())
 }
@@ -358,6 +366,15 @@ mod tests {
         // handle.
         assert_eq!(place(1), Place::Leaf);
         assert_eq!(place(0x8001_0002), Place::Leaf);
+    }
+
+    #[test]
+    fn the_horizon_of_an_fq_is_read_and_of_no_other() {
+        let horizon = nla(2, &nla(14, &2_000_000u32.to_ne_bytes()));
+        for (kind, expected) in [(&b"fq\0"[..], Some(2_000_000)), (b"x\0", None)] {
+            let message = tc(2, 0xffff_ffff, 1, &[nla(TCA_KIND, kind), horizon.clone()]);
+            assert_eq!(Qdisc::read(&message).unwrap().horizon_us, expected);
+        }
     }
 
     #[test]

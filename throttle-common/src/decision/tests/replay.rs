@@ -504,7 +504,7 @@ impl World {
             &flow,
             offer,
             known,
-            INTERFACE,
+            Device::plain(INTERFACE),
         );
         self.follow(n, &flow, offer, again, before.0, next_ns, receipts);
         let after = (self.scope.half_open.total(), self.scope.queued.total());
@@ -590,6 +590,7 @@ impl World {
             Again::NotNeeded => {
                 assert!(offer == Offer::Daemon && stands != Stands::Waiting);
             }
+            Again::Departs(at_ns) => panic!("leaves at {at_ns} a device that cannot wait"),
             Again::Ended => panic!("what ended is not in the table"),
         }
     }
