@@ -243,7 +243,7 @@ impl Skb {
     pub unsafe fn copy_frame(&self, to: *mut u8, room: u32, len: u32) -> bool {
         // The verifier must see the bounds of the very register that it is given. A
         // compiler that has looked at `len` before does so by a value made of it, or
-        // keeps `len` on the stack meanwhile: kernels before 6.18 then know nothing.
+        // keeps `len` on the stack meanwhile: those of 6.1 and 6.12 then know nothing.
         let beyond_first = known_anew(u64::from(len).wrapping_sub(1));
         if beyond_first >= u64::from(room) {
             return false;

@@ -164,6 +164,8 @@ impl Model {
             flow.goes_out();
         }
         match again {
+            // This device has no fq.
+            Again::Departs(at_ns) => panic!("departs at {at_ns}"),
             Again::Released => {
                 if offer == Offer::Sender {
                     flow.goes_out();
