@@ -17,20 +17,50 @@ use crate::{
 /// Whatever has been fetched and made is below this folder of the target directory.
 const FOLDER: &str = "vm";
 
-/// Where the packages are, which need not be this machine's own sources.
-const SOURCES: &str = "\
-Types: deb
-URIs: ARCHIVE
-Suites: bookworm trixie trixie-backports
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+/// What is fetched from, of each of Debian's archives, by the label it gives
+/// itself. The machine's own sources say where they are.
+const SUITES: [(&str, &str); 2] = [
+    ("Debian", "bookworm trixie trixie-backports"),
+    ("Debian-Security", "bookworm-security trixie-security"),
+];
 
-Types: deb
-URIs: SECURITY
-Suites: bookworm-security trixie-security
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-";
+/// Sources of packages, for apt: the archives that this machine has, with other
+/// suites.
+fn sources() -> Result<String> {
+    let mut ask = Command::new("apt-get");
+    ask.args(["indextargets", "--format", "$(LABEL)|$(REPO_URI)"]);
+    ask.arg("Created-By: Packages");
+    let told = ask
+        .output()
+        .with_context(|| format!("run {}", described(&ask)))?;
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    let sources = sources_of(&told);
+    if sources.is_empty() {
+        bail!(
+            "find Debian's archive: this machine's sources of packages do not name it; run `apt-get \
+             update` if that was never done"
+        );
+    }
+    Ok(sources)
+}
+
+/// The same, from what apt tells of its sources.
+fn sources_of(told: &str) -> String {
+    SUITES
+        .iter()
+        .filter_map(|(label, suites)| {
+            let place = told
+                .lines()
+                .filter_map(|line| line.split_once('|'))
+                .find_map(|(of, place)| (of == *label).then_some(place))?;
+            Some(format!(
+                "Types: deb\nURIs: {place}\nSuites: {suites}\nComponents: main\n\
+                 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
+            ))
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
 
 /// The modules that the tests need, and those that these need.
 const MODULES: [&str; 33] = [
@@ -231,7 +261,8 @@ impl Apt {
             fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
         }
         let sources = apt.folder.join("parts/vm.sources");
-        fs::write(&sources, SOURCES).with_context(|| format!("write {}", sources.display()))?;
+        fs::write(&sources, self::sources()?)
+            .with_context(|| format!("write {}", sources.display()))?;
         run_quietly(apt.command("apt-get").arg("update"))
             .context("ask Debian's archive for kernels")?;
         Ok(apt)
@@ -295,6 +326,24 @@ fn newest<'a>(versions: impl Iterator<Item = &'a str>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_come_from_the_archives_that_the_machine_has() {
+        let told = "Other|http://other.example/\nDebian-Security|http://mirror.example/security/\n\
+                    Debian|http://mirror.example/debian/\nDebian|http://second.example/debian/\n";
+        let sources = sources_of(told);
+        let places: Vec<&str> = sources
+            .lines()
+            .filter_map(|line| line.strip_prefix("URIs: "))
+            .collect();
+        let expected = [
+            "http://mirror.example/debian/",
+            "http://mirror.example/security/",
+        ];
+        assert_eq!(places, expected);
+        assert!(sources.contains("trixie-backports") && !sources.contains("other"));
+        assert_eq!(sources_of(""), "");
+    }
 
     #[test]
     fn the_newest_version_is_found_by_its_numbers() {
