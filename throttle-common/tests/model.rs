@@ -758,7 +758,7 @@ fn settings_that_change_meanwhile_leave_every_count_the_sum_of_what_is_there() {
                     &world.flows[1],
                     Offer::Daemon,
                     false,
-                    INTERFACE,
+                    Device::plain(INTERFACE),
                 );
                 world.look();
                 u64::from(released(&again))
