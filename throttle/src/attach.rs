@@ -499,8 +499,8 @@ async fn is_there(filter: &Filter, id: Option<u32>) -> bool {
     })
 }
 
-/// Removes a filter from its device, and its pin.
-fn remove_filter(name: &str, filter: &Filter, pins: &Pins) {
+/// Removes a filter from its device.
+fn take_away(name: &str, filter: &Filter) {
     let Filter {
         at,
         priority,
@@ -511,6 +511,11 @@ fn remove_filter(name: &str, filter: &Filter, pins: &Pins) {
     drop(SchedClassifierLink::attached(
         name, at, priority, handle, None,
     ));
+}
+
+/// Removes a filter from its device, and its pin.
+fn remove_filter(name: &str, filter: &Filter, pins: &Pins) {
+    take_away(name, filter);
     if let Err(error) = pins::remove_file(&pins.filter(filter)) {
         warn!("{error}");
     }
@@ -633,19 +638,7 @@ pub async fn remove_orphans(interface: &Interface, owned: &[Filter]) -> Result<u
                 Name::new(&interface.name)
             )));
         }
-        let Filter {
-            at,
-            priority,
-            handle,
-            ..
-        } = filter;
-        drop(SchedClassifierLink::attached(
-            &interface.name,
-            at,
-            priority,
-            handle,
-            None,
-        ));
+        take_away(&interface.name, &filter);
         removed += 1;
     }
     Ok(removed)

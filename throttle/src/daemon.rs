@@ -311,8 +311,7 @@ impl Throttle {
             if before != settings {
                 info!("settings that were in force until now: {before}");
             }
-        }
-        if !adopts {
+        } else {
             maps.set_exempt(&settings.exempt)?;
             maps.set_policy(&policy)?;
         }

@@ -13,7 +13,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         link::{LinkAttribute, LinkLayerType, LinkMessage},
-        tc::{TcAttribute, TcFilterBpfOption, TcOption},
+        tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
     },
 };
 use throttle_common::frame::Link;
@@ -140,20 +140,24 @@ fn unknown(what: &str) -> Error {
     ))
 }
 
+/// What the kernel tells of the interfaces of this network namespace.
+async fn links() -> Result<Vec<LinkMessage>> {
+    connect()?
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|error| Error::failed("list the interfaces", error))
+}
+
 /// All interfaces of this network namespace that can be attached to.
 ///
 /// # Errors
 ///
 /// When the kernel does not tell.
 pub async fn all() -> Result<Vec<Interface>> {
-    let what = "list the interfaces";
-    let messages: Vec<LinkMessage> = connect()?
-        .link()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|error| Error::failed(what, error))?;
+    let messages = links().await?;
     let readable = messages.iter().filter_map(Interface::of);
     Ok(readable.filter_map(Result::ok).collect())
 }
@@ -165,13 +169,7 @@ pub async fn all() -> Result<Vec<Interface>> {
 ///
 /// When the kernel does not tell.
 pub async fn names() -> Result<Vec<(u32, String)>> {
-    let messages: Vec<LinkMessage> = connect()?
-        .link()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|error| Error::failed("list the interfaces", error))?;
+    let messages = links().await?;
     let named = messages.iter().filter_map(Interface::of);
     Ok(named
         .map(|found| match found {
@@ -363,12 +361,18 @@ pub async fn has_clsact(index: u32) -> Result<bool> {
 ///
 /// When the kernel does not tell.
 pub async fn has_filters(index: u32) -> Result<bool> {
+    Ok(!filters(index).await?.is_empty())
+}
+
+/// The filters on the clsact qdisc of this interface, and whether each is on ingress.
+async fn filters(index: u32) -> Result<Vec<(bool, TcMessage)>> {
     let handle = connect()?;
     let index = i32::try_from(index).unwrap_or(i32::MAX);
-    for ingress in [true, false] {
+    let mut all = Vec::new();
+    for is_ingress in [true, false] {
         let mut filters = handle.traffic_filter(index);
         let request = filters.get();
-        let request = if ingress {
+        let request = if is_ingress {
             request.ingress()
         } else {
             request.egress()
@@ -378,11 +382,9 @@ pub async fn has_filters(index: u32) -> Result<bool> {
             .try_collect()
             .await
             .map_err(|error| Error::failed("list the filters of an interface", error))?;
-        if !found.is_empty() {
-            return Ok(true);
-        }
+        all.extend(found.into_iter().map(|filter| (is_ingress, filter)));
     }
-    Ok(false)
+    Ok(all)
 }
 
 /// Removes the clsact qdisc of this interface.
@@ -426,37 +428,19 @@ pub struct BpfFilter {
 ///
 /// When the kernel does not tell.
 pub async fn bpf_filters(index: u32) -> Result<Vec<BpfFilter>> {
-    let handle = connect()?;
-    let index = i32::try_from(index).unwrap_or(i32::MAX);
-    let mut all = Vec::new();
-    for is_ingress in [true, false] {
-        let mut filters = handle.traffic_filter(index);
-        let request = filters.get();
-        let request = if is_ingress {
-            request.ingress()
-        } else {
-            request.egress()
-        };
-        let found: Vec<_> = request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| Error::failed("list the filters of an interface", error))?;
-        for filter in found {
-            let name = filter.attributes.iter().find_map(bpf_name);
-            if let Some(name) = name {
-                all.push(BpfFilter {
-                    is_ingress,
-                    name,
-                    // TC_H_MAJ of `tcm_info` (include/uapi/linux/pkt_sched.h).
-                    priority: u16::try_from(filter.header.info >> 16).unwrap_or(0),
-                    handle: filter.header.handle.into(),
-                    program: filter.attributes.iter().find_map(bpf_program),
-                });
-            }
-        }
-    }
-    Ok(all)
+    let all = filters(index).await?.into_iter();
+    Ok(all
+        .filter_map(|(is_ingress, filter)| {
+            Some(BpfFilter {
+                is_ingress,
+                name: filter.attributes.iter().find_map(bpf_name)?,
+                // TC_H_MAJ of `tcm_info` (include/uapi/linux/pkt_sched.h).
+                priority: u16::try_from(filter.header.info >> 16).unwrap_or(0),
+                handle: filter.header.handle.into(),
+                program: filter.attributes.iter().find_map(bpf_program),
+            })
+        })
+        .collect())
 }
 
 /// The id of the program of a BPF filter, if this attribute has it.
