@@ -3,6 +3,7 @@
 use crate::{
     netns::Namespace,
     process::{Finished, Process},
+    wait::slowness,
 };
 use std::{env, net::SocketAddr, path::Path};
 
@@ -17,7 +18,7 @@ pub fn is_installed(program: &str) -> bool {
 pub fn curl(namespace: &Namespace, urls: &[&str]) -> Finished {
     namespace
         .program("curl")
-        .args(["-sS", "--max-time", "30"])
+        .args(["-sS", "--max-time", &(30 * slowness()).to_string()])
         .args(urls)
         .output()
 }

@@ -20,6 +20,7 @@
 //! | [`throttle_cmd`] | the program under test |
 //! | [`timing`] | when attempts went out, against when they were due |
 //! | [`hooks`] | what is attached where, to compare before with after |
+//! | [`features`] | what a machine may lack, and whether it may |
 //! | [`lacking`] | machines that lack something |
 //! | [`clients`] | curl, nmap, ss … |
 //! | [`machine`] | a copy of this machine's files, to install things on |
@@ -37,6 +38,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod clients;
 pub mod dial;
+pub mod features;
 pub mod frame;
 pub mod hooks;
 pub mod inject;
@@ -58,6 +60,7 @@ pub use self::{
     capture::Capture,
     cgroup::Cgroup,
     dial::Dialer,
+    features::Feature,
     machine::Machine,
     netns::Namespace,
     process::Program,

@@ -16,7 +16,7 @@ use std::{
 };
 use throttle::doctor::{self, facts::Has};
 use throttle_tests::{
-    Namespace, Program, Throttle,
+    Feature, Namespace, Program, Throttle,
     hooks::{Hook, HookState, attach_passing},
     lacking::{apart, refuse_bpf},
     process::{Finished, Mounts},
@@ -383,14 +383,10 @@ fn an_interface_without_fq_gets_the_remedy_and_one_with_it_does_not() {
     let all = said.of_eth0();
     assert!(all.contains("no fq"), "{all}");
     assert!(all.contains("tc qdisc replace dev eth0 root fq"), "{all}");
-    let replaced = namespace
-        .program("tc")
-        .args("qdisc replace dev eth0 root fq".split(' '))
-        .output();
-    if replaced.code() != OK {
-        eprintln!("skipped: this kernel has no fq: {}", replaced.stderr);
+    if !Feature::Fq.is_here() {
         return;
     }
+    namespace.tc("qdisc replace dev eth0 root fq");
     let said = Said::of(program(&namespace, &[]));
     assert_eq!(said.eth0()["departure_times"], true);
     assert!(!said.of_eth0().contains("no fq"), "{}", said.of_eth0());

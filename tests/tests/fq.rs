@@ -6,7 +6,7 @@
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 use throttle_tests::{
-    Behaviour, Lab, Pace, Throttle,
+    Behaviour, Feature, Lab, Pace, Throttle,
     addresses::{OPEN_PORT, dead, live},
     dial::Attempts,
     frame::Checksum,
@@ -26,27 +26,18 @@ const ATTEMPTS: usize = 60;
 const BURST: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(10);
 
-/// Gives the client's device fq. `false`, and says so, if the kernel has none.
-fn put_fq(lab: &Lab, how: &str) -> bool {
-    let put = format!("qdisc replace dev {} root {how}", lab.device);
-    let put = lab.client.program("tc").args(put.split(' ')).output();
-    if put.code() == Some(0) {
-        return true;
-    }
-    eprintln!(
-        "skipped: this kernel has no fq (CONFIG_NET_SCH_FQ): {}",
-        put.stderr
-    );
-    false
+/// Whether packets can leave later here; if not, says why.
+fn can_leave_later() -> bool {
+    let can = Feature::Fq.is_here() && Feature::DepartureTimes.is_here();
+    assert!(!can || throttle::object::sets_departures());
+    can
 }
 
-/// Asserts that the kernel can have packets leave later, or says that it cannot.
-fn sets_departures() -> bool {
-    let can = throttle::object::sets_departures();
-    if !can {
-        eprintln!("skipped: this kernel cannot set departure times (Linux 5.18 can)");
-    }
-    can
+/// Gives the client's device this qdisc.
+#[track_caller]
+fn put(lab: &Lab, qdisc: &str) {
+    lab.client
+        .tc(&format!("qdisc replace dev {} root {qdisc}", lab.device));
 }
 
 fn start(lab: &Lab, mounts: &Mounts, more: &[&str]) -> Running {
@@ -81,9 +72,11 @@ fn measure(title: &str, lab: &Lab, burst: Duration) -> (Attempts, Vec<u64>) {
 fn fifty_deferred_attempts_leave_fq_one_each_100_ms_without_a_daemon() {
     let began = Instant::now();
     let labs = [Lab::plain(), Lab::plain(), Lab::plain()];
-    if !put_fq(&labs[0], "fq") || !put_fq(&labs[1], "fq") || !sets_departures() {
+    if !can_leave_later() {
         return;
     }
+    put(&labs[0], "fq");
+    put(&labs[1], "fq");
     let mounts = [0, 1, 2].map(|n: usize| Mounts::with_bpffs(&labs[n].client));
 
     let by_pacing = start(&labs[0], &mounts[0], &["--pacing=fq"]);
@@ -131,9 +124,10 @@ fn fifty_deferred_attempts_leave_fq_one_each_100_ms_without_a_daemon() {
 #[test]
 fn a_connection_that_waited_in_fq_begins_with_the_round_trip_time_of_the_path() {
     let lab = Lab::builder().without_offload().build();
-    if !put_fq(&lab, "fq") || !sets_departures() {
+    if !can_leave_later() {
         return;
     }
+    put(&lab, "fq");
     let mounts = Mounts::with_bpffs(&lab.client);
     let _server = lab.serve(Behaviour::Hold);
     let throttle = start(&lab, &mounts, &["--pacing=fq"]);
@@ -168,9 +162,10 @@ fn a_connection_that_waited_in_fq_begins_with_the_round_trip_time_of_the_path() 
 #[test]
 fn whether_an_interface_has_fq_is_followed() {
     let lab = Lab::plain();
-    if !put_fq(&lab, "pfifo") || !put_fq(&lab, "fq") || !sets_departures() {
+    if !can_leave_later() {
         return;
     }
+    put(&lab, "fq");
     let mounts = Mounts::with_bpffs(&lab.client);
     let throttle = start(&lab, &mounts, &["--keep", "--pacing=fq"]);
     let has_fq = || {
@@ -178,15 +173,15 @@ fn whether_an_interface_has_fq_is_followed() {
         shown["throttles"][0]["interfaces"][0]["departure_times"] == true
     };
     assert!(has_fq());
-    assert!(put_fq(&lab, "pfifo"));
+    put(&lab, "pfifo");
     throttle.wait_log("retransmissions for now", SOON);
     assert!(!has_fq());
-    assert!(put_fq(&lab, "fq"));
+    put(&lab, "fq");
     wait_until("fq is seen again", SOON, has_fq);
     // While nobody looks it becomes another one, and the next daemon sees that.
     throttle.stop().expect_success();
     assert!(has_fq(), "kept");
-    assert!(put_fq(&lab, "pfifo"));
+    put(&lab, "pfifo");
     let _second = start(&lab, &mounts, &["--keep", "--pacing=fq"]);
     assert!(!has_fq());
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 use throttle_tests::{
-    Behaviour, Capture, Cgroup, Dialer, Lab, Namespace, Program, Server, Throttle,
+    Behaviour, Capture, Cgroup, Dialer, Feature, Lab, Namespace, Program, Server, Throttle,
     addresses::{self, OPEN_PORT},
     clients,
     dial::{self, DialProgram, now_ns},
@@ -503,11 +503,10 @@ fn thousands_of_attempts_are_captured() {
 #[test]
 fn everyday_programs_run_in_the_lab() {
     let programs = ["curl", "nmap", "ss", "tcpdump"];
-    if let Some(missing) = programs
-        .iter()
-        .find(|program| !clients::is_installed(program))
+    if !programs
+        .into_iter()
+        .all(|program| Feature::Program(program).is_here())
     {
-        eprintln!("skipped: {missing} is not installed");
         return;
     }
     let lab = Lab::plain();

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 use throttle_tests::{
-    Cgroup, Lab, Program,
+    Cgroup, Feature, Lab, Program,
     addresses::dead,
     clients,
     process::Process,
@@ -247,8 +247,7 @@ signal.pause()
     let mut curl = vec!["--parallel", "--parallel-immediate", "--silent"];
     curl.extend(urls.iter().map(String::as_str));
     for (program, args) in [("python3", vec!["-c", SCRIPT]), ("curl", curl)] {
-        if !clients::is_installed(program) {
-            eprintln!("skipped: {program} is not installed");
+        if !Feature::Program(program).is_here() {
             continue;
         }
         let lab = Lab::plain();
@@ -267,9 +266,8 @@ signal.pause()
 
 /// Runs a scanner that sends its own packets, in a cgroup of its own.
 #[track_caller]
-fn assert_is_a_candidate<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) {
-    if !clients::is_installed(program) {
-        eprintln!("skipped: {program} is not installed");
+fn assert_is_a_candidate<'a>(program: &'static str, args: impl IntoIterator<Item = &'a str>) {
+    if !Feature::Program(program).is_here() {
         return;
     }
     let cgroup = Cgroup::new("scan");

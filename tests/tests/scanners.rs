@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 use throttle_tests::{
-    Lab, Pace, addresses::dead, clients, frame::Syn, throttle_cmd::tallies, timing::Lateness,
-    wait_until,
+    Feature, Lab, Pace, addresses::dead, clients, frame::Syn, throttle_cmd::tallies,
+    timing::Lateness, wait_until,
 };
 
 const PACE: Pace = Pace {
@@ -18,8 +18,7 @@ const HOSTS: usize = 254;
 /// given up only when throttle has had time for all of them.
 #[track_caller]
 fn assert_a_scan_is_throttled(kind: &str) {
-    if !clients::is_installed("nmap") {
-        eprintln!("skipped: nmap is not installed");
+    if !Feature::Program("nmap").is_here() {
         return;
     }
     let lab = Lab::plain();
@@ -75,8 +74,7 @@ fn a_scan_by_raw_socket_is_one_event_and_goes_on_at_the_rate() {
 
 #[test]
 fn a_scan_that_gives_up_quickly_raises_no_more_events() {
-    if !clients::is_installed("nmap") {
-        eprintln!("skipped: nmap is not installed");
+    if !Feature::Program("nmap").is_here() {
         return;
     }
     let lab = Lab::plain();

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use throttle_tests::{
-    Behaviour, Lab, Pace,
+    Behaviour, Feature, Lab, Pace,
     addresses::{OPEN_PORT, dead, live, live_v6},
     clients,
     dial::Attempts,
@@ -89,8 +89,7 @@ fn a_deferred_connection_has_the_round_trip_time_of_its_path() {
 
 #[test]
 fn tcpdump_finds_the_checksums_of_deferred_syns_correct() {
-    if !clients::is_installed("tcpdump") {
-        eprintln!("skipped: tcpdump is not installed");
+    if !Feature::Program("tcpdump").is_here() {
         return;
     }
     let lab = Lab::plain();

@@ -23,8 +23,11 @@ use std::{
     collections::BTreeMap,
     error::Error,
     fs::{self, File},
-    io::{Read as _, Write as _, stdout},
-    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    io::{self, Read as _, Write as _, stdout},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    },
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -46,6 +49,20 @@ use nix::{
 const PLAN: &str = "/throttle/plan";
 /// Where a test program's output goes until it has ended.
 const OUTPUT: &str = "/tmp/vm-init-output";
+/// What the kernel says.
+const KERNEL_LOG: &str = "/dev/kmsg";
+/// What the kernel says when something is wrong with it, whoever caused that.
+const COMPLAINTS: [&str; 9] = [
+    "WARNING: ",
+    "BUG: ",
+    "kernel BUG at ",
+    "Oops",
+    "general protection fault",
+    "INFO: task ",
+    "rcu: INFO: ",
+    "possible recursive locking",
+    "refcount_t: ",
+];
 /// How often a test program that runs is looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Exit status of a test program with a failure (libtest).
@@ -68,7 +85,12 @@ fn run() -> Result<Total, Box<dyn Error>> {
     // What other programs take for granted.
     mount_all()?;
     let plan = fs::read_to_string(PLAN).map_err(|error| format!("read {PLAN}: {error}"))?;
-    let mut tests = Tests::default();
+    let mut tests = Tests {
+        kernel: KernelLog::open().map_err(|error| format!("read {KERNEL_LOG}: {error}"))?,
+        env: Vec::new(),
+        folder: String::new(),
+        args: Vec::new(),
+    };
     let mut total = Total::default();
     for line in plan.lines() {
         let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -157,9 +179,44 @@ fn load_module(path: &Path) -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// What the kernel says from now on.
+struct KernelLog(File);
+
+impl KernelLog {
+    fn open() -> io::Result<Self> {
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(libc::O_NONBLOCK);
+        let file = file.open(KERNEL_LOG)?;
+        Ok(Self(file))
+    }
+
+    /// Its complaints since the last look.
+    fn complaints(&mut self) -> Vec<String> {
+        let mut complaints = Vec::new();
+        let mut record = [0; 8192];
+        loop {
+            match self.0.read(&mut record) {
+                Ok(len) => complaints.extend(complaint(&String::from_utf8_lossy(&record[..len]))),
+                // Some have been overwritten; the next read gets the oldest there is.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                Err(_) => return complaints,
+            }
+        }
+    }
+}
+
+/// What a record of the kernel's log complains about, if it does
+/// (Documentation/ABI/testing/dev-kmsg).
+fn complaint(record: &str) -> Option<String> {
+    let (_, text) = record.split_once(';')?;
+    let text = text.lines().next()?;
+    let is_complaint = COMPLAINTS.iter().any(|begin| text.contains(begin));
+    is_complaint.then(|| text.to_owned())
+}
+
 /// How test programs are run.
-#[derive(Default)]
 struct Tests {
+    kernel: KernelLog,
     env: Vec<(String, String)>,
     folder: String,
     args: Vec<String>,
@@ -167,7 +224,7 @@ struct Tests {
 
 impl Tests {
     /// Runs one test program, and says how each of its tests ended.
-    fn run(&self, name: &str, path: &str, most: Duration) -> Result<Vec<Test>, Box<dyn Error>> {
+    fn run(&mut self, name: &str, path: &str, most: Duration) -> Result<Vec<Test>, Box<dyn Error>> {
         println!("throttle-vm: begin {name}");
         let output = File::create(OUTPUT)?;
         let mut command = Command::new(path);
@@ -212,6 +269,9 @@ impl Tests {
                 "(all)",
                 &format!("the test program took longer than {most:?}"),
             )),
+        }
+        for complaint in self.kernel.complaints() {
+            tests.push(Test::failed("(kernel)", &complaint));
         }
         for Test { test, end, why } in &tests {
             println!("throttle-vm: test {name} {test} {} {why}", end.name());
@@ -407,6 +467,19 @@ failures:
 
 test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured
 ";
+
+    #[test]
+    fn the_kernel_complains_when_it_does_and_not_when_it_tells() {
+        let warning = "4,1030,123456,-;WARNING: CPU: 1 PID: 77 at net/core/dev.c:1 f+0x1/0x2\n \
+                       SUBSYSTEM=net\n";
+        let said = complaint(warning).unwrap();
+        assert_eq!(
+            said,
+            "WARNING: CPU: 1 PID: 77 at net/core/dev.c:1 f+0x1/0x2"
+        );
+        assert_eq!(complaint("6,1,2,-;veth: module loaded\n"), None);
+        assert_eq!(complaint("no record"), None);
+    }
 
     #[test]
     fn the_end_of_each_test_and_the_reason_are_read_from_what_it_printed() {
