@@ -3,9 +3,9 @@
 use crate::{
     netns::Namespace,
     process::{Finished, Process},
-    wait::slowness,
+    wait::{slowness, wait_until},
 };
-use std::{env, net::SocketAddr, path::Path};
+use std::{env, net::SocketAddr, path::Path, time::Duration};
 
 /// Whether a program is installed.
 pub fn is_installed(program: &str) -> bool {
@@ -70,7 +70,7 @@ pub fn ss(namespace: &Namespace, words: &str) -> String {
 /// When it cannot.
 #[track_caller]
 pub fn tcpdump(namespace: &Namespace, device: &str, file: &Path) -> Process {
-    let process = namespace
+    let mut process = namespace
         .program("tcpdump")
         .args([
             "-Z",
@@ -84,15 +84,15 @@ pub fn tcpdump(namespace: &Namespace, device: &str, file: &Path) -> Process {
         ])
         .arg(file)
         .start();
-    crate::wait::wait_until(
-        "tcpdump to listen",
-        std::time::Duration::from_secs(10),
-        || {
-            process
-                .stderr()
-                .iter()
-                .any(|line| line.contains("listening on"))
-        },
+    let listens = |process: &Process| {
+        let said = process.stderr();
+        said.iter().any(|line| line.contains("listening on"))
+    };
+    wait_until(
+        "tcpdump to listen or to end",
+        Duration::from_secs(10),
+        || listens(&process) || process.ended().is_some(),
     );
+    assert!(listens(&process), "tcpdump: {:?}", process.stderr());
     process
 }

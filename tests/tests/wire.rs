@@ -22,6 +22,7 @@ use throttle_tests::{
     frame::Checksum,
     holds_for,
     timing::millis,
+    wait::slowness,
     wait_until,
 };
 
@@ -49,12 +50,14 @@ fn rtt_by_ss(lab: &Lab, dst: SocketAddr) -> f64 {
 
 #[test]
 fn a_deferred_connection_has_the_round_trip_time_of_its_path() {
+    // What the machine itself may add, ms.
+    let slack = 5.0 * f64::from(slowness());
     let labs = [
-        ("veth", Lab::plain(), 0.0..5.0),
+        ("veth", Lab::plain(), 0.0..slack),
         (
             "a path of 20 ms",
             Lab::builder().delay(Duration::from_millis(10)).build(),
-            19.0..30.0,
+            19.0..25.0 + slack,
         ),
     ];
     for (title, lab, path) in labs {
@@ -72,7 +75,8 @@ fn a_deferred_connection_has_the_round_trip_time_of_its_path() {
             let by_ss = rtt_by_ss(&lab, attempt.dst);
             assert!(path.contains(&(info.rtt.as_secs_f64() * 1e3)), "{info:?}");
             assert!(path.contains(&by_ss), "ss says {by_ss} ms");
-            assert!(info.rto < Duration::from_millis(300), "{info:?}");
+            // Of a packet that was thought lost it would be a second and more.
+            assert!(info.rto < Duration::from_millis(500), "{info:?}");
             eprintln!(
                 "{title}, {}: deferred for {waited:?}, then rtt {:?}, rto {:?}",
                 attempt.dst, info.rtt, info.rto

@@ -364,7 +364,7 @@ fn offered(
         return Again::StillDeferred;
     };
     if flow.advance(word, Phase::Counted(place)) {
-        leave_queue(scope, line, flow);
+        leave_queue(Some(scope), line, flow);
         return match release {
             Some(release) if release.at_ns > context.now_ns => Again::Departs(release.at_ns),
             Some(_) | None => Again::Released,
@@ -451,9 +451,11 @@ fn renew(context: &Context<'_>, scope: &Scope, line: Option<&Line>, flow: &Flow)
 }
 
 #[inline(always)]
-fn leave_queue(scope: &Scope, line: Option<&Line>, flow: &Flow) {
+fn leave_queue(scope: Option<&Scope>, line: Option<&Line>, flow: &Flow) {
     let (queue_place, line_place) = flow.take_queue_places();
-    if let Some(place) = queue_place {
+    if let Some(scope) = scope
+        && let Some(place) = queue_place
+    {
         scope.queued.end(place);
     }
     if let Some(line) = line
@@ -523,15 +525,24 @@ pub enum Ended {
     Deferred,
 }
 
-/// Ends an attempt. None if it had ended already: it ends once.
+/// Ends the attempt that `seen` is the phase word of. None if it had ended already:
+/// it ends once. Nor is another attempt ended that was given its memory meanwhile.
 ///
 /// `line` may be missing if the kernel evicted it.
 #[inline(always)]
-pub fn end(scope: Option<&Scope>, line: Option<&Line>, flow: &Flow) -> Option<Ended> {
+pub fn end(
+    scope: Option<&Scope>,
+    line: Option<&Line>,
+    flow: &Flow,
+    seen: PhaseWord,
+) -> Option<Ended> {
     // A second round is needed only when the attempt is released or becomes
     // counted between the look and the exchange; it does either once.
     for _ in 0..3 {
         let word = flow.phase_word();
+        if !word.is_of(seen) {
+            return None;
+        }
         let ended = match word.phase() {
             Phase::Ended => return None,
             Phase::Counted(_) => Ended::HalfOpen,
@@ -539,14 +550,14 @@ pub fn end(scope: Option<&Scope>, line: Option<&Line>, flow: &Flow) -> Option<En
             Phase::Deferred => Ended::Deferred,
         };
         if flow.advance(word, Phase::Ended) {
-            if let Some(scope) = scope {
-                match word.phase() {
-                    Phase::Counted(place) => {
+            match word.phase() {
+                Phase::Counted(place) => {
+                    if let Some(scope) = scope {
                         scope.half_open.end(place);
                     }
-                    Phase::Deferred => leave_queue(scope, line, flow),
-                    Phase::Known | Phase::Ended => {}
                 }
+                Phase::Deferred => leave_queue(scope, line, flow),
+                Phase::Known | Phase::Ended => {}
             }
             return Some(ended);
         }

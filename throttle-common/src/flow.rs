@@ -62,6 +62,9 @@ pub enum Phase {
 }
 
 const KIND_SHIFT: u32 = 61;
+/// Set in the word of an attempt that has ended, where others have their place, once
+/// somebody takes it out of its table.
+const CLAIMED: u64 = 1;
 const NONCE_BITS: u32 = KIND_SHIFT - PLACE_BITS;
 
 /// What a phase word holds: the phase, and a few bits drawn from the attempt
@@ -103,6 +106,14 @@ impl PhaseWord {
     #[inline(always)]
     const fn nonce(self) -> u64 {
         (self.0 >> PLACE_BITS) & ((1 << NONCE_BITS) - 1)
+    }
+
+    /// Whether this is a word of the same attempt as `seen`, but for one in some
+    /// hundred million that are given its memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of(self, seen: Self) -> bool {
+        self.nonce() == seen.nonce()
     }
 
     /// The same attempt in another phase.
@@ -242,6 +253,28 @@ impl Flow {
         !matches!(from.phase(), Phase::Ended) && self.phase.replace(from.0, from.with(to).0)
     }
 
+    /// Claims the entry of the attempt that `seen` is the phase word of, once it has
+    /// ended, so as to take it out of its table. `false` if it has not, or somebody
+    /// else is at it: *of those who find it over, one takes it out*, and nobody does
+    /// while its places in the queue are being handed in. Else the second of two might
+    /// take out the attempt that came into its place in between, or hand in that one's
+    /// places.
+    #[inline(always)]
+    #[must_use]
+    pub fn claim_entry(&self, seen: PhaseWord) -> bool {
+        let ended = seen.with(Phase::Ended).0;
+        self.queue_place.load() | self.line_place.load() == 0
+            && self.phase.replace(ended, ended | CLAIMED)
+    }
+
+    /// Gives a claim back: the table did not let the entry go.
+    #[inline(always)]
+    pub fn disclaim_entry(&self, seen: PhaseWord) {
+        let ended = seen.with(Phase::Ended).0;
+        // Nobody else changes the word of what is claimed.
+        let _ = self.phase.replace(ended | CLAIMED, ended);
+    }
+
     /// Takes the receipts of its places in queue and line, so that nobody else
     /// hands them in.
     #[inline(always)]
@@ -349,6 +382,19 @@ mod tests {
         assert!(flow.advance(word, Phase::Ended));
         assert!(!flow.advance(word, Phase::Ended));
         assert!(!flow.advance(flow.phase_word(), Phase::Deferred));
+    }
+
+    #[test]
+    fn the_entry_of_what_has_ended_is_claimed_once_and_of_nothing_else() {
+        let flow = Flow::new(&attempt(1), Entry::Known, 5);
+        let seen = flow.phase_word();
+        assert!(!flow.claim_entry(seen));
+        assert!(flow.advance(seen, Phase::Ended));
+        assert!(!flow.claim_entry(Flow::new(&attempt(2), Entry::Known, 5).phase_word()));
+        assert!(flow.claim_entry(seen) && !flow.claim_entry(flow.phase_word()));
+        assert_eq!(flow.phase(), Phase::Ended);
+        flow.disclaim_entry(seen);
+        assert!(flow.claim_entry(flow.phase_word()));
     }
 
     #[test]

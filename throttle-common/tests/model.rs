@@ -447,7 +447,8 @@ impl World {
     }
 
     fn end(&self, n: usize) -> Option<Ended> {
-        let ended = end(Some(&self.scope), Some(&self.line), &self.flows[n]);
+        let flow = &self.flows[n];
+        let ended = end(Some(&self.scope), Some(&self.line), flow, flow.phase_word());
         self.look();
         ended
     }

@@ -1,9 +1,10 @@
 //! The table of unanswered attempts.
 
-use aya_ebpf::{macros::map, maps::LruHashMap};
-use throttle_common::flow::{Flow, FlowKey, Phase};
+use core::ptr;
 
 use crate::{BPF_F_NO_COMMON_LRU, BPF_NOEXIST};
+use aya_ebpf::{macros::map, maps::LruHashMap};
+use throttle_common::flow::{Flow, FlowKey, Phase, PhaseWord};
 
 /// Values are shared, only the LRU lists are per CPU: an answer is often
 /// handled by another CPU than the SYN. Sized when loaded.
@@ -27,26 +28,66 @@ pub fn get(key: &FlowKey) -> Option<&'static Flow> {
     unsafe { FLOWS.get(key).or_else(|| UNCOUNTED.get(key)) }
 }
 
-/// Puts a new attempt into its table. `false` if one with this key is there
-/// already, or no room could be made.
-#[inline(always)]
-#[must_use]
-pub fn insert(key: &FlowKey, flow: &Flow, is_counted: bool) -> bool {
-    let table = if is_counted { &FLOWS } else { &UNCOUNTED };
-    table.insert(key, flow, BPF_NOEXIST).is_ok()
+/// What came of putting a new attempt into its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insertion {
+    /// It is there.
+    Done,
+    /// Another one with this key is: another CPU was faster.
+    Taken,
+    /// No room could be made.
+    Full,
 }
 
-/// Takes an attempt that has ended out of the table.
-///
-/// It may be gone already, and another CPU may have put a new attempt with the
-/// same addresses and ports in its place. That one stays: taken out, it would
-/// count until it times out, and nothing could end it.
+/// `EEXIST` of asm-generic/errno-base.h, as helpers return it.
+const EEXIST: i32 = -17;
+
+/// Puts a new attempt into its table.
 #[inline(always)]
-pub fn remove(key: &FlowKey) {
-    if get(key).is_none_or(|flow| flow.phase() != Phase::Ended) {
-        return;
-    }
-    if FLOWS.remove(key).is_err() {
-        let _ = UNCOUNTED.remove(key);
+#[must_use]
+pub fn insert(key: &FlowKey, flow: &Flow, is_counted: bool) -> Insertion {
+    let table = if is_counted { &FLOWS } else { &UNCOUNTED };
+    match table.insert(key, flow, BPF_NOEXIST) {
+        Ok(()) => Insertion::Done,
+        Err(EEXIST) => Insertion::Taken,
+        Err(_) => Insertion::Full,
     }
 }
+
+/// Takes the attempt that `seen` is the phase word of out of its table, once it has
+/// ended and unless another CPU is at it.
+#[inline(always)]
+pub fn take_out(key: &FlowKey, flow: &Flow, seen: PhaseWord) {
+    // Two CPUs may have put one with this key into each of the tables; and what was
+    // found under it may have got another one.
+    let is_it = |found: Option<&Flow>| found.is_some_and(|found| ptr::eq(found, flow));
+    // SAFETY: values of a preallocated map stay mapped.
+    let table = if is_it(unsafe { FLOWS.get(key) }) {
+        &FLOWS
+    } else if is_it(unsafe { UNCOUNTED.get(key) }) {
+        &UNCOUNTED
+    } else {
+        return;
+    };
+    if !flow.claim_entry(seen) {
+        return;
+    }
+    match table.remove(key) {
+        // Or else the kernel had thrown it out.
+        Ok(()) | Err(ENOENT) => {}
+        // The kernel was busy with this very part of the table. Who finds it next
+        // takes it out.
+        Err(_) => flow.disclaim_entry(seen),
+    }
+}
+
+/// The same, if it has ended.
+#[inline(always)]
+pub fn take_out_if_over(key: &FlowKey, flow: &Flow, seen: PhaseWord) {
+    if flow.phase() == Phase::Ended {
+        take_out(key, flow, seen);
+    }
+}
+
+/// `ENOENT` of asm-generic/errno-base.h, as helpers return it.
+const ENOENT: i32 = -2;

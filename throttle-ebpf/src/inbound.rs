@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use throttle_common::{
     decision,
-    flow::{Flow, FlowKey, Phase},
+    flow::{Flow, FlowKey, Phase, PhaseWord},
     frame::{self, Headers, Kind, Link, Quoted},
     record::{Tally, Unhandled},
     subject::LineKey,
@@ -125,6 +125,8 @@ pub fn on_answer() {
     let Some(flow) = flows::get(&seen.key) else {
         return;
     };
+    // Before it is looked at: what is seen below is of this attempt or of none.
+    let word = flow.phase_word();
     let incoming = Incoming::from_raw(seen.incoming);
     let (fits, how) = match incoming {
         Incoming::SynAck => (decision::acknowledges(flow, seen.number), Tally::Answered),
@@ -140,8 +142,8 @@ pub fn on_answer() {
         let now_ns = unsafe { bpf_ktime_get_ns() };
         endpoints::remember(&seen.key.endpoint(), now_ns);
     }
-    finish(flow, how);
-    flows::remove(&seen.key);
+    finish(flow, word, how);
+    flows::take_out(&seen.key, flow, word);
 }
 
 /// Nothing of a deferred attempt went out, so nobody can answer it.
@@ -150,16 +152,17 @@ fn may_be_answered(flow: &Flow) -> bool {
     flow.phase() != Phase::Deferred || flow.is_on_wire()
 }
 
-/// Ends an attempt: its place is free, its line moves up, and if somebody waits
-/// for the place the daemon is told. The caller takes it out of the table.
+/// Ends the attempt that `seen` is the phase word of: its place is free, its line
+/// moves up, and if somebody waits for the place the daemon is told. The caller takes
+/// it out of the table.
 #[inline(never)]
-pub fn finish(flow: &Flow, how: Tally) {
+pub fn finish(flow: &Flow, seen: PhaseWord, how: Tally) {
     let scope = scopes::get(&flow.scope);
     let line = scopes::line(&LineKey {
         scope: flow.scope,
         owner: flow.owner,
     });
-    if decision::end(scope, line, flow).is_none() {
+    if decision::end(scope, line, flow, seen).is_none() {
         return;
     }
     tallies::count(&flow.scope, how);

@@ -14,7 +14,8 @@ use throttle_common::{
 };
 
 use crate::{
-    departures, endpoints, events, exempt, flows,
+    departures, endpoints, events, exempt,
+    flows::{self, Insertion},
     inbound::{self, Incoming},
     scopes,
     scratch::{self, Seen},
@@ -174,19 +175,23 @@ pub fn on_syn(skb: &Skb) -> i32 {
             return Verdict::Pass;
         }
         if let Some(flow) = flows::get(&syn.key) {
+            let word = flow.phase_word();
             if flow.isn == syn.number {
                 let again = on_known_flow(skb, context, syn, flow, offer);
                 if again != Again::Ended {
+                    // It may have ended while its places in the queue were handed
+                    // in, and who ended it left the rest to us.
+                    flows::take_out_if_over(&syn.key, flow, word);
                     let was_on_wire = offer == Offer::Daemon && flow.is_on_wire();
                     return again.verdict(offer, context.policy.mode(), was_on_wire);
                 }
             } else if offer == Offer::Sender {
                 // The same addresses and ports with another sequence number:
                 // the old attempt is over.
-                inbound::finish(flow, Tally::Aborted);
+                inbound::finish(flow, word, Tally::Aborted);
             }
             if offer == Offer::Sender {
-                flows::remove(&syn.key);
+                flows::take_out(&syn.key, flow, word);
             }
         }
         match offer {
@@ -380,9 +385,12 @@ fn admit(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
         }
         Admission::Unaccountable => return pass_unaccounted(attempt),
     };
-    if !insert(skb, context, syn, attempt, entry) {
-        decision::undo(scope, None, entry);
-        return Verdict::Pass;
+    match insert(skb, context, syn, attempt, entry) {
+        Insertion::Done => {}
+        failed => {
+            decision::undo(scope, None, entry);
+            return not_inserted(context, attempt, failed);
+        }
     }
     if entry == Entry::Known {
         tallies::count(&attempt.scope, Tally::Known);
@@ -398,21 +406,45 @@ fn pass_unaccounted(attempt: &Attempt) -> Verdict {
     Verdict::Pass
 }
 
-/// Puts the attempt into the table. `false` if it does not get in; the caller
-/// gives back what it took.
+/// Puts the attempt into the table. If it does not get in, the caller gives back
+/// what it took.
 #[inline(always)]
-fn insert(skb: &Skb, context: &Context<'_>, syn: &Seen, attempt: &Attempt, entry: Entry) -> bool {
-    let flow = scratch::flow(Flow::new(attempt, entry, context.now_ns));
-    if flow.is_some_and(|flow| flows::insert(&syn.key, flow, entry != Entry::Known)) {
-        sockets::remember(attempt.cookie, &syn.key);
-        return true;
+fn insert(
+    skb: &Skb,
+    context: &Context<'_>,
+    syn: &Seen,
+    attempt: &Attempt,
+    entry: Entry,
+) -> Insertion {
+    let insertion = match scratch::flow(Flow::new(attempt, entry, context.now_ns)) {
+        Some(flow) => flows::insert(&syn.key, flow, entry != Entry::Known),
+        None => Insertion::Full,
+    };
+    match insertion {
+        Insertion::Done => sockets::remember(attempt.cookie, &syn.key),
+        Insertion::Taken => {}
+        Insertion::Full => {
+            // How many were lost is in the count; the log says it ever more rarely.
+            let before = unhandled::count(Unhandled::FlowTableFull);
+            if before & (before + 1) == 0 {
+                warn_of_full_table(skb, before);
+            }
+        }
     }
-    // How many were lost is in the count; the log says it ever more rarely.
-    let before = unhandled::count(Unhandled::FlowTableFull);
-    if before & (before + 1) == 0 {
-        warn_of_full_table(skb, before);
+    insertion
+}
+
+/// What becomes of an attempt that did not get into the table. Where there was no
+/// room it passes. Where another CPU has just put one with the same addresses and
+/// ports it is as with a full line: it is not remembered, and its sender will ask
+/// again.
+#[inline(always)]
+fn not_inserted(context: &Context<'_>, attempt: &Attempt, insertion: Insertion) -> Verdict {
+    if insertion != Insertion::Taken {
+        return Verdict::Pass;
     }
-    false
+    tallies::count(&attempt.scope, Tally::Overflowed);
+    held_back(context.policy.mode())
 }
 
 #[inline(never)]
@@ -456,9 +488,12 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
         }
         Deferral::Overflow { .. } => tallies::count(&attempt.scope, Tally::Overflowed),
         Deferral::Waits { entry, .. } => {
-            if !insert(skb, context, syn, attempt, entry) {
-                decision::undo(scope, Some(line), entry);
-                return Verdict::Pass;
+            match insert(skb, context, syn, attempt, entry) {
+                Insertion::Done => {}
+                failed => {
+                    decision::undo(scope, Some(line), entry);
+                    return not_inserted(context, attempt, failed);
+                }
             }
             tallies::count(&attempt.scope, Tally::Deferred);
             if let Some(flow) = flows::get(&syn.key) {
@@ -466,7 +501,12 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             }
         }
     }
-    match policy.mode() {
+    held_back(policy.mode())
+}
+
+#[inline(always)]
+const fn held_back(mode: Mode) -> Verdict {
+    match mode {
         Mode::Enforce => Verdict::Swallow,
         Mode::Monitor => Verdict::Pass,
     }

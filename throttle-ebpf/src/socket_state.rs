@@ -39,9 +39,10 @@ pub fn changed(context: &BtfTracePointContext) {
     };
     sockets::forget(cookie);
     let Some(flow) = flows::get(&key) else { return };
+    let word = flow.phase_word();
     if flow.cookie == cookie {
-        inbound::finish(flow, how);
-        flows::remove(&key);
+        inbound::finish(flow, word, how);
+        flows::take_out(&key, flow, word);
     }
 }
 

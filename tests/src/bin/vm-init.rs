@@ -1,5 +1,7 @@
 //! The first and only program of a virtual machine: brings it to where the
 //! integration tests can run, runs them, says how they ended, switches it off.
+//! On a machine that runs already (with the plan as its argument) it does just what
+//! lies between.
 //!
 //! `cargo xtask vm` puts it, the tests, and a plan into an initramfs. The plan has a
 //! line for each thing to do, in this order of its kinds:
@@ -21,9 +23,10 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     error::Error,
     fs::{self, File},
-    io::{self, Read as _, Write as _, stdout},
+    io::{self, Read as _, Seek as _, Write as _, stdout},
     os::{
         fd::AsRawFd as _,
         unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
@@ -65,26 +68,35 @@ const COMPLAINTS: [&str; 9] = [
 ];
 /// How often a test program that runs is looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// What libtest adds to the name of a test that is to panic.
+const SHOULD_PANIC: &str = " - should panic";
 /// Exit status of a test program with a failure (libtest).
 const TEST_FAILED: i32 = 101;
 /// Flag of finit_module(2) for a compressed file (linux/module.h).
 const MODULE_INIT_COMPRESSED_FILE: libc::c_int = 4;
 
 fn main() {
-    match run() {
+    let plan = env::args_os().nth(1);
+    let done = match &plan {
+        Some(plan) => run(Path::new(plan)),
+        // What other programs take for granted.
+        None => mount_all().and_then(|()| run(Path::new(PLAN))),
+    };
+    match done {
         Ok(total) => println!(
             "throttle-vm: {} passed, {} failed, {} skipped",
             total.passed, total.failed, total.skipped
         ),
         Err(error) => println!("throttle-vm: error: {error}"),
     }
-    switch_off();
+    if plan.is_none() {
+        switch_off();
+    }
 }
 
-fn run() -> Result<Total, Box<dyn Error>> {
-    // What other programs take for granted.
-    mount_all()?;
-    let plan = fs::read_to_string(PLAN).map_err(|error| format!("read {PLAN}: {error}"))?;
+fn run(plan: &Path) -> Result<Total, Box<dyn Error>> {
+    let plan =
+        fs::read_to_string(plan).map_err(|error| format!("read {}: {error}", plan.display()))?;
     let mut tests = Tests {
         kernel: KernelLog::open().map_err(|error| format!("read {KERNEL_LOG}: {error}"))?,
         env: Vec::new(),
@@ -186,7 +198,8 @@ impl KernelLog {
     fn open() -> io::Result<Self> {
         let mut options = File::options();
         let file = options.read(true).custom_flags(libc::O_NONBLOCK);
-        let file = file.open(KERNEL_LOG)?;
+        let mut file = file.open(KERNEL_LOG)?;
+        file.seek(io::SeekFrom::End(0))?;
         Ok(Self(file))
     }
 
@@ -272,6 +285,9 @@ impl Tests {
         }
         for complaint in self.kernel.complaints() {
             tests.push(Test::failed("(kernel)", &complaint));
+        }
+        for line in measured_in(&printed) {
+            println!("throttle-vm: measured {name} {line}");
         }
         for Test { test, end, why } in &tests {
             println!("throttle-vm: test {name} {test} {} {why}", end.name());
@@ -371,7 +387,9 @@ fn tests_of(printed: &str) -> Vec<Test> {
             .and_then(|rest| rest.split_once(" ... "));
         match (output, result) {
             (Some(test), _) => about = test,
-            (None, Some((test, end))) => ends.push((test, end)),
+            (None, Some((test, end))) => {
+                ends.push((test.strip_suffix(SHOULD_PANIC).unwrap_or(test), end));
+            }
             (None, None) => said.entry(about).or_default().push(line),
         }
     }
@@ -391,6 +409,13 @@ fn tests_of(printed: &str) -> Vec<Test> {
         }
     });
     tests.collect()
+}
+
+/// What was measured: lines that begin with `measured: `.
+fn measured_in(printed: &str) -> impl Iterator<Item = &str> {
+    printed
+        .lines()
+        .filter_map(|line| line.strip_prefix("measured: "))
 }
 
 /// Why a test failed that said this: the first line of its first panic.
@@ -437,7 +462,7 @@ mod tests {
 
     const PRINTED: &str = "
 running 4 tests
-test a ... ok
+test a - should panic ... ok
 test b ... FAILED
 test c ... ok
 test d ... ignored
@@ -446,6 +471,7 @@ successes:
 
 ---- c stdout ----
 skipped: this kernel has no fq
+measured: 50 waited, 1 ms
 
 
 successes:
@@ -495,5 +521,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured
         ];
         let expected = expected.map(|(test, end, why)| (test.to_owned(), end, why.to_owned()));
         assert_eq!(ends, expected);
+        let measured: Vec<&str> = measured_in(PRINTED).collect();
+        assert_eq!(measured, ["50 waited, 1 ms"]);
     }
 }

@@ -254,7 +254,7 @@ impl Model {
 
     fn end(&mut self, key: &FlowKey, how: Tally) {
         let flow = &self.flows[key];
-        if decision::end(Some(&self.scope), Some(&self.line), flow).is_none() {
+        if decision::end(Some(&self.scope), Some(&self.line), flow, flow.phase_word()).is_none() {
             return;
         }
         self.count(how);

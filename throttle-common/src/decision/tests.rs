@@ -115,7 +115,7 @@ impl Stage {
     }
 
     fn end(&self, flow: &Flow) -> Option<Ended> {
-        end(Some(&self.scope), Some(&self.line), flow)
+        end(Some(&self.scope), Some(&self.line), flow, flow.phase_word())
     }
 
     fn half_open(&self) -> u64 {
@@ -600,7 +600,12 @@ impl Case {
         };
         let flow = Flow::new(&attempt, entry, stage.now_ns);
         if self.was == Was::Ended {
-            end(Some(&stage.scope), Some(&stage.line), &flow);
+            end(
+                Some(&stage.scope),
+                Some(&stage.line),
+                &flow,
+                flow.phase_word(),
+            );
         }
         match self.handed {
             HandedTo::Nobody => {}
@@ -1017,10 +1022,16 @@ fn a_released_attempt_ends_as_half_open() {
 fn an_attempt_ends_even_if_its_scope_or_line_is_gone() {
     let stage = Stage::new();
     let (counted, waiting, orphan) = (stage.counted(), stage.deferred(), stage.deferred());
-    assert_eq!(end(None, None, &counted), Some(Ended::HalfOpen));
-    assert_eq!(end(None, None, &orphan), Some(Ended::Deferred));
     assert_eq!(
-        end(Some(&stage.scope), None, &waiting),
+        end(None, None, &counted, counted.phase_word()),
+        Some(Ended::HalfOpen)
+    );
+    assert_eq!(
+        end(None, None, &orphan, orphan.phase_word()),
+        Some(Ended::Deferred)
+    );
+    assert_eq!(
+        end(Some(&stage.scope), None, &waiting, waiting.phase_word()),
         Some(Ended::Deferred)
     );
     assert_eq!((stage.half_open(), stage.queued()), (1, (1, 2)));

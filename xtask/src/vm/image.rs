@@ -7,6 +7,7 @@ use std::{
     io::{BufWriter, Write},
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     setup::run_quietly,
-    workspace::{described, root},
+    workspace::{described, root, target_dir},
 };
 
 /// Where the tests are, inside.
@@ -59,9 +60,53 @@ pub(super) struct Programs {
     pub(super) tests: Vec<(String, PathBuf)>,
 }
 
+/// Where a program of ours is, inside.
+fn inside(name: &str) -> PathBuf {
+    Path::new(HOME).join("release").join(name)
+}
+
 /// Where a test program is, inside.
-fn inside(name: &str) -> String {
-    format!("{HOME}/release/deps/{name}")
+fn test_inside(name: &str) -> PathBuf {
+    inside("deps").join(name)
+}
+
+impl<'a> Plan<'a> {
+    /// For a machine that the archive has been put into: each test program may run for
+    /// `most`.
+    pub(super) fn inside(
+        programs: &Programs,
+        env: &'a [(&'a str, String)],
+        args: &'a [String],
+        most: Duration,
+    ) -> Self {
+        let names = programs.tests.iter().map(|(name, _)| name);
+        Self {
+            throttle: inside("throttle"),
+            env,
+            args,
+            tests: names
+                .map(|name| (name.clone(), test_inside(name), most.as_secs()))
+                .collect(),
+        }
+    }
+
+    /// For the machine that they were made on.
+    pub(super) fn here(
+        programs: &Programs,
+        env: &'a [(&'a str, String)],
+        args: &'a [String],
+        most: Duration,
+    ) -> Self {
+        let tests = programs.tests.iter();
+        Self {
+            throttle: programs.throttle.clone(),
+            env,
+            args,
+            tests: tests
+                .map(|(name, path)| (name.clone(), path.clone(), most.as_secs()))
+                .collect(),
+        }
+    }
 }
 
 /// Writes the archive that is the same for all kernels.
@@ -82,16 +127,16 @@ pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
     }
     image.archive.folder(Path::new("/root"))?;
     let own = [
-        ("/init".to_owned(), &programs.init),
-        (format!("{HOME}/release/throttle"), &programs.throttle),
-        (format!("{HOME}/release/dialer"), &programs.dialer),
+        (PathBuf::from("/init"), &programs.init),
+        (inside("throttle"), &programs.throttle),
+        (inside("dialer"), &programs.dialer),
     ];
     let tests = programs
         .tests
         .iter()
-        .map(|(name, path)| (inside(name), path));
+        .map(|(name, path)| (test_inside(name), path));
     for (name, path) in own.into_iter().chain(tests) {
-        image.stripped(Path::new(&name), path)?;
+        image.stripped(&name, path)?;
     }
     for program in PROGRAMS {
         if let Some(path) = tools::program(program) {
@@ -101,6 +146,8 @@ pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
     for file in FILES {
         image.file_if_there(Path::new(file))?;
     }
+    // Where tests put files; its name was compiled into them.
+    image.archive.folder(&target_dir()?.join("tmp"))?;
     let root = root()?;
     for part in SOURCES {
         image.tree(&root.join(part))?;
@@ -109,12 +156,33 @@ pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What a machine is to do.
+/// What is to be done, on whatever machine.
 pub(super) struct Plan<'a> {
+    /// The program under test.
+    pub(super) throttle: PathBuf,
     pub(super) env: &'a [(&'a str, String)],
     pub(super) args: &'a [String],
-    /// The names of test programs, and for how many seconds they may run.
-    pub(super) tests: &'a [(String, u64)],
+    /// The names of test programs, where they are, and for how many seconds they may run.
+    pub(super) tests: Vec<(String, PathBuf, u64)>,
+}
+
+impl Plan<'_> {
+    /// As `vm-init` reads it.
+    pub(super) fn lines(&self) -> Result<String> {
+        let mut lines = String::new();
+        for (name, value) in self.env {
+            lines += &format!("env {name}={value}\n");
+        }
+        lines += &format!("env THROTTLE_BIN={}\n", self.throttle.display());
+        lines += &format!("folder {}\n", root()?.join("tests").display());
+        for arg in self.args {
+            lines += &format!("arg {arg}\n");
+        }
+        for (name, path, seconds) in &self.tests {
+            lines += &format!("test {name} {} {seconds}\n", path.display());
+        }
+        Ok(lines)
+    }
 }
 
 /// Writes all of the initramfs for a kernel.
@@ -131,23 +199,14 @@ pub(super) fn write(common: &Path, kernel: &Unpacked, plan: &Plan<'_>) -> Result
         archive.file(Path::new(&inside), &read(&module)?)?;
         lines += &format!("module {inside}\n");
     }
-    let throttle = format!("{HOME}/release/throttle");
-    let env = plan.env.iter().map(|(name, value)| (*name, value.as_str()));
-    for (name, value) in env.chain([
+    for (name, value) in [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"),
         ("HOME", "/root"),
         ("RUST_BACKTRACE", "0"),
-        ("THROTTLE_BIN", &throttle),
-    ]) {
+    ] {
         lines += &format!("env {name}={value}\n");
     }
-    lines += &format!("folder {}\n", root()?.join("tests").display());
-    for arg in plan.args {
-        lines += &format!("arg {arg}\n");
-    }
-    for (name, seconds) in plan.tests {
-        lines += &format!("test {name} {} {seconds}\n", inside(name));
-    }
+    lines += &plan.lines()?;
     archive.file(Path::new("/throttle/plan"), lines.as_bytes())?;
     archive.finish().with_context(say)?;
     Ok(path)

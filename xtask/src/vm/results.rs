@@ -11,6 +11,15 @@ const OURS: &str = "throttle-vm: ";
 /// What the names of files with results end with.
 const EXTENSION: &str = "results";
 
+/// What lines of such a file begin with that tell what was measured.
+const MEASURED: &str = "measured ";
+
+/// Reads `PROGRAM WHAT`.
+fn read_measured(line: &str) -> Option<(String, String)> {
+    let (program, what) = line.split_once(' ')?;
+    Some((program.to_owned(), what.trim().to_owned()))
+}
+
 /// What a line of the console meant for who waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
@@ -42,6 +51,8 @@ struct Test {
 pub(super) struct Results {
     release: String,
     tests: Vec<Test>,
+    /// What they measured, and in which program.
+    measured: Vec<(String, String)>,
     /// The test program that runs.
     running: Option<String>,
     /// The machine's own last word.
@@ -54,6 +65,11 @@ impl Results {
             release: release.to_owned(),
             ..Self::default()
         }
+    }
+
+    /// The kernel's version.
+    pub(super) fn release(&self) -> &str {
+        &self.release
     }
 
     /// Takes a line of the console.
@@ -70,6 +86,7 @@ impl Results {
             }
             "end" => self.running = None,
             "test" => self.tests.extend(Test::read(rest)),
+            "measured" => self.measured.extend(read_measured(rest)),
             "error:" => self.fails(rest),
             _ => self.decided = Some(ours.to_owned()),
         }
@@ -117,16 +134,22 @@ impl Results {
     /// Keeps them for the table: programs that were not run now keep what they had, if
     /// it was on the same kernel.
     pub(super) fn store(&self, series: &str) -> Result<()> {
-        let mut tests = match Self::load(series)? {
-            Some(before) if before.release == self.release => before.tests,
-            Some(_) | None => Vec::new(),
+        let mut all = match Self::load(series)? {
+            Some(before) if before.release == self.release => before,
+            Some(_) | None => Self::new(&self.release),
         };
-        tests.retain(|old| !self.tests.iter().any(|new| new.program == old.program));
-        tests.extend(self.tests.iter().cloned());
+        let is_new = |program: &str| self.tests.iter().any(|new| new.program == program);
+        all.tests.retain(|old| !is_new(&old.program));
+        all.tests.extend(self.tests.iter().cloned());
+        all.measured.retain(|(program, _)| !is_new(program));
+        all.measured.extend(self.measured.iter().cloned());
         let mut text = format!("{}\n", self.release);
-        for test in &tests {
+        for test in &all.tests {
             text += &test.line();
             text.push('\n');
+        }
+        for (program, line) in &all.measured {
+            let _ = writeln!(text, "{MEASURED}{program} {line}");
         }
         let path = folder()?.join(format!("{series}.{EXTENSION}"));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
@@ -139,7 +162,12 @@ impl Results {
         };
         let mut lines = text.lines();
         let mut results = Self::new(lines.next().unwrap_or_default());
-        results.tests.extend(lines.filter_map(Test::read));
+        for line in lines {
+            match line.strip_prefix(MEASURED) {
+                Some(line) => results.measured.extend(read_measured(line)),
+                None => results.tests.extend(Test::read(line)),
+            }
+        }
         Ok(Some(results))
     }
 }

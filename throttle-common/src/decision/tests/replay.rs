@@ -632,7 +632,12 @@ impl World {
             line, id, stands, ..
         } = self.senders[n];
         let before = (self.scope.half_open.total(), self.scope.queued.total());
-        let ended = end(Some(&self.scope), Some(&self.lines[line]), &flow);
+        let ended = end(
+            Some(&self.scope),
+            Some(&self.lines[line]),
+            &flow,
+            flow.phase_word(),
+        );
         assert_eq!(
             ended,
             match stands {
@@ -659,7 +664,13 @@ impl World {
         self.queued.remove(id);
         self.in_line[line].remove(id);
         for _ in 0..2 {
-            assert_eq!(end(Some(&self.scope), Some(&self.lines[line]), &flow), None);
+            let again = end(
+                Some(&self.scope),
+                Some(&self.lines[line]),
+                &flow,
+                flow.phase_word(),
+            );
+            assert_eq!(again, None);
         }
         let now = (self.scope.half_open.total(), self.scope.queued.total());
         assert_eq!(now, after, "nobody ends twice");
