@@ -116,7 +116,9 @@ impl Feature {
             since,
             optional,
         } = self.known();
-        let is_left_out = whole.is_none_or(|but| but.split(' ').any(|word| word == name));
+        // Of a program with a path, the last part of that.
+        let name = name.rsplit('/').next();
+        let is_left_out = whole.is_none_or(|but| but.split(' ').any(|word| Some(word) == name));
         kernel < since || (optional && is_left_out)
     }
 
@@ -211,6 +213,7 @@ mod tests {
         let nmap = Feature::Program("nmap");
         assert!(nmap.may_be_missing((6, 1), None));
         assert!(!nmap.may_be_missing((6, 1), Some("python3")));
+        assert!(Feature::Program("/usr/bin/nmap").may_be_missing((6, 1), Some("nmap")));
     }
 
     #[test]

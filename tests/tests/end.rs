@@ -14,6 +14,7 @@ use std::{
 use throttle_tests::{
     Cgroup, Lab, Namespace, Throttle,
     addresses::{dead, dead_v6},
+    clients::Connector,
     dial::DialProgram,
     process::Finished,
     throttle_cmd::Running,
@@ -150,12 +151,12 @@ fn who_waits_for_a_closed_socket_is_told_that_it_was_aborted() {
 
 #[test]
 fn a_number_that_was_given_again_is_refused() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     let Watched { lab, .. } = &watched();
     let cgroup = Cgroup::new("reuse");
     let mut first = lab
         .client
-        .program(&connector.0)
+        .program(connector.path())
         .args(["6", "leave"])
         .in_cgroup(&cgroup)
         .start();
@@ -246,10 +247,10 @@ fn without_privilege_the_error_says_what_is_missing() {
 #[test]
 fn a_user_ends_a_program_of_their_own() {
     let lab = Lab::plain();
-    let connector = Connector::build();
+    let connector = Connector::new();
     let mut program = lab
         .client
-        .program(&connector.0)
+        .program(connector.path())
         .args(["6", "plain"])
         .as_user(NOBODY)
         .start();
@@ -291,11 +292,11 @@ fn a_program_in_another_network_namespace_is_ended_there() {
 
 #[test]
 fn sockets_that_others_hold_as_well_are_closed_and_the_others_live() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     let Watched { lab, .. } = &watched();
     let mut program = lab
         .client
-        .program(&connector.0)
+        .program(connector.path())
         .args(["6", "family"])
         .start();
     let child: u32 = {
@@ -330,13 +331,13 @@ fn sockets_that_others_hold_as_well_are_closed_and_the_others_live() {
 
 #[test]
 fn what_it_opens_while_it_ends_is_closed_as_well() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     let Watched { lab, .. } = &watched();
     // Whoever is left in it is killed.
     let cgroup = Cgroup::new("late");
     let program = lab
         .client
-        .program(&connector.0)
+        .program(connector.path())
         .args(["6", "late"])
         .in_cgroup(&cgroup)
         .start();
@@ -426,33 +427,6 @@ impl Copy {
 }
 
 impl Drop for Copy {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// A program in C that dials in several ways. Removed when dropped.
-struct Connector(PathBuf);
-
-impl Connector {
-    fn build() -> Self {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/connector.c");
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Other users must be able to run it, too.
-        let program = std::env::temp_dir().join(format!("end-{}-{n}", std::process::id()));
-        let status = Command::new("cc")
-            .args(["-static", "-O1", "-pthread", "-o"])
-            .args([&program, &source])
-            .status()
-            .unwrap();
-        assert!(status.success(), "compile {}", source.display());
-        Self(program)
-    }
-}
-
-impl Drop for Connector {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }

@@ -12,6 +12,7 @@ use throttle_tests::{
     addresses::dead,
     hooks::{BpfObjects, Hook, tcx_programs},
     throttle_cmd::{Running, scope_in, status},
+    wait::slowness,
     wait_for, wait_until,
 };
 
@@ -22,11 +23,12 @@ fn is_attached(namespace: &Namespace, ifindex: u32) -> bool {
         .all(|hook| !tcx_programs(namespace, ifindex, hook).is_empty())
 }
 
+/// What it has of memory that is no file's.
 fn resident_kib(running: &Running) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
     let line = text
         .lines()
-        .find(|line| line.starts_with("VmRSS:"))
+        .find(|line| line.starts_with("RssAnon:"))
         .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
@@ -94,7 +96,7 @@ fn two_hundred_devices_that_come_and_go_are_attached_within_a_second_and_leave_n
     });
     took.sort_unstable();
     let worst = took[took.len() - 1];
-    assert!(worst < Duration::from_secs(1), "{worst:?}");
+    assert!(worst < Duration::from_secs(1) * slowness(), "{worst:?}");
     eprintln!(
         "200 devices attached after {:?} in the median, {worst:?} at worst; {} KiB resident after \
          20, {} after 200",

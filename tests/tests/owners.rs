@@ -7,14 +7,12 @@ use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 use throttle_tests::{
-    Cgroup, Feature, Lab, Program,
+    Cgroup, Feature, Lab,
     addresses::dead,
-    clients,
+    clients::{self, Connector},
     process::Process,
     throttle_cmd::{Running, tallies},
     wait_for, wait_until,
@@ -25,43 +23,6 @@ const SOON: Duration = Duration::from_secs(10);
 const STRICT: &[&str] = &["--limit=3", "--rate=1/m"];
 /// Attempts that each program makes.
 const COUNT: &str = "6";
-
-/// A program in C, without any library to be loaded. Removed when dropped.
-struct Connector(PathBuf);
-
-impl Connector {
-    fn build() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/connector.c");
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Other users must be able to run it, too.
-        let program = std::env::temp_dir().join(format!("conn-{}-{n}", std::process::id()));
-        let status = Command::new("cc")
-            .args(["-static", "-O1", "-pthread", "-o"])
-            .args([&program, &source])
-            .status()
-            .unwrap();
-        assert!(status.success(), "compile {}", source.display());
-        Self(program)
-    }
-
-    /// The program, making this many attempts in this way, not yet started.
-    fn dials(&self, lab: &Lab, count: &str, how: &str) -> Program {
-        lab.client.program(&self.0).args([count, how])
-    }
-
-    /// Its name, as the kernel has it.
-    fn name(&self) -> &str {
-        let name = self.0.file_name().unwrap().to_str().unwrap();
-        &name[..name.len().min(15)]
-    }
-}
-
-impl Drop for Connector {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
 
 fn reached(throttle: &Running) -> Value {
     throttle.wait_event("limit reached", SOON, |event| {
@@ -110,10 +71,10 @@ fn ids(process: &Process) -> (u32, u32) {
 
 #[test]
 fn a_static_program_is_named() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let program = connector.dials(&lab, COUNT, "plain").start();
+    let program = connector.dials(&lab.client, COUNT, "plain").start();
     let event = reached(&throttle);
     assert_is(&event, program.pid());
     assert_eq!(event["process"]["user"]["name"], "root");
@@ -127,10 +88,10 @@ fn a_static_program_is_named() {
 
 #[test]
 fn a_thread_is_named_beside_its_process() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let program = connector.dials(&lab, COUNT, "thread").start();
+    let program = connector.dials(&lab.client, COUNT, "thread").start();
     let event = reached(&throttle);
     let (pid, tid) = ids(&program);
     assert_is(&event, pid);
@@ -142,10 +103,10 @@ fn a_thread_is_named_beside_its_process() {
 
 #[test]
 fn a_forked_child_is_named_and_not_its_parent() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
-    let program = connector.dials(&lab, COUNT, "fork").start();
+    let program = connector.dials(&lab.client, COUNT, "fork").start();
     let event = reached(&throttle);
     let (pid, _) = ids(&program);
     assert_is(&event, pid);
@@ -156,11 +117,11 @@ fn a_forked_child_is_named_and_not_its_parent() {
 
 #[test]
 fn a_program_of_another_user_is_named_with_that_user() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
     let program = connector
-        .dials(&lab, COUNT, "plain")
+        .dials(&lab.client, COUNT, "plain")
         .as_user(65_534)
         .start();
     let event = reached(&throttle);
@@ -172,12 +133,12 @@ fn a_program_of_another_user_is_named_with_that_user() {
 
 #[test]
 fn a_program_that_ends_at_once_is_named_by_what_the_kernel_noted() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     let cgroup = Cgroup::new("short");
     let lab = Lab::plain();
     let throttle = lab.throttle(STRICT);
     let mut program = connector
-        .dials(&lab, COUNT, "exit")
+        .dials(&lab.client, COUNT, "exit")
         .in_cgroup(&cgroup)
         .start();
     let (pid, _) = ids(&program);
@@ -193,7 +154,7 @@ fn a_program_that_ends_at_once_is_named_by_what_the_kernel_noted() {
 #[test]
 fn two_programs_that_end_at_once_have_an_episode_each() {
     const ATTEMPTS: u64 = 9;
-    let connector = Connector::build();
+    let connector = Connector::new();
     let lab = Lab::plain();
     let throttle = lab.throttle(&["--limit=5", "--rate=1/s"]);
     let told = |action: &str| {
@@ -203,7 +164,7 @@ fn two_programs_that_end_at_once_have_an_episode_each() {
     };
     let mut pids = Vec::new();
     for n in 1..=2 {
-        let program = connector.dials(&lab, "9", "exit").start();
+        let program = connector.dials(&lab.client, "9", "exit").start();
         pids.push(ids(&program).0);
         let begun = Instant::now();
         wait_until("its episode", SOON, || {
@@ -338,12 +299,12 @@ fn syn_sent(lab: &Lab) -> usize {
 
 #[test]
 fn places_of_a_killed_program_are_free_at_once() {
-    let connector = Connector::build();
+    let connector = Connector::new();
     const PLACES: usize = 50;
     let lab = Lab::plain();
     let throttle = lab.throttle(&["--limit=50", "--rate=1/m"]);
     let capture = lab.capture();
-    let program = connector.dials(&lab, "50", "plain").start();
+    let program = connector.dials(&lab.client, "50", "plain").start();
     capture.wait_for_attempts(PLACES, SOON);
     assert_eq!(syn_sent(&lab), PLACES);
     program.signal(Signal::SIGKILL);

@@ -33,7 +33,7 @@ use self::{
 };
 use crate::{
     setup,
-    workspace::{cargo, described, run as run_command, target_dir},
+    workspace::{cargo, described, root, run as run_command, target_dir},
 };
 
 /// The test programs in which the kernel has a part, in the order in which they are
@@ -83,6 +83,8 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off \
                             sysctl.net.core.fb_tunnels_only_for_init_net=2";
 /// The version of this machine's kernel.
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
+/// Where it is told what came of it, in the workspace.
+const PAGE: &str = "docs/kernels.md";
 /// What tests could use and is not in there: Python has hundreds of files.
 const MISSING: [&str; 1] = ["python3"];
 
@@ -95,7 +97,7 @@ pub(crate) struct Vm {
     /// A test program to run, as frames: those that are meant for it if none is named
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
-    /// Run nothing; print the results of the last runs as a table for docs/kernels.md
+    /// Run nothing; write the results of the last runs into docs/kernels.md
     #[arg(long)]
     table: bool,
     /// Passed on to the test programs: the names of the tests to run, and options
@@ -106,8 +108,7 @@ pub(crate) struct Vm {
 /// Does what is asked.
 pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
     if asked.table {
-        print!("{}", results::table(&results::stored()?));
-        return Ok(ExitCode::SUCCESS);
+        return write_page();
     }
     let targets: Vec<Target> = if asked.kernels.is_empty() {
         Kernel::ALL.map(Target::Emulated).to_vec()
@@ -169,6 +170,22 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Writes the results of the last runs into the page about kernels, oldest first.
+fn write_page() -> Result<ExitCode> {
+    let emulated = Kernel::ALL.map(Target::Emulated);
+    let [oldest, middle, newest] = emulated;
+    let targets = [oldest, middle, Target::Here, newest];
+    let page = results::page(&results::stored(
+        targets.iter().map(|target| target.name()),
+    )?);
+    let path = root()?.join(PAGE);
+    let say = || format!("write {}", path.display());
+    let text = fs::read_to_string(&path).with_context(say)?;
+    let text = results::exchanged(&text, &page).with_context(say)?;
+    fs::write(&path, text).with_context(say)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Builds what goes into the machines.

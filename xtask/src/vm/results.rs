@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs};
 
 use anyhow::{Context as _, Result};
 
-use super::kernel::{Kernel, folder};
+use super::kernel::folder;
 
 /// What lines of ours begin with.
 const OURS: &str = "throttle-vm: ";
@@ -70,6 +70,20 @@ impl Results {
     /// The kernel's version.
     pub(super) fn release(&self) -> &str {
         &self.release
+    }
+
+    /// The version without what its builder added to it: numbers, and a number of a
+    /// package behind them.
+    pub(super) fn version(&self) -> &str {
+        let is_number = |c: char| c.is_ascii_digit() || c == '.';
+        let end = |text: &str| text.find(|c| !is_number(c)).unwrap_or(text.len());
+        let numbers = end(&self.release);
+        let package = self.release[numbers..].strip_prefix('-').map_or(0, end);
+        if package == 0 {
+            &self.release[..numbers]
+        } else {
+            &self.release[..numbers + 1 + package]
+        }
     }
 
     /// Takes a line of the console.
@@ -172,10 +186,9 @@ impl Results {
     }
 }
 
-/// The results of the last runs.
-pub(super) fn stored() -> Result<Vec<Results>> {
-    let kernels = Kernel::ALL.iter();
-    let all = kernels.map(|kernel| Results::load(kernel.series));
+/// The results of the last runs on the kernels of these names.
+pub(super) fn stored<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Results>> {
+    let all = names.map(Results::load);
     Ok(all
         .collect::<Result<Vec<_>>>()?
         .into_iter()
@@ -251,29 +264,19 @@ impl Tally {
     }
 }
 
-/// A table in Markdown: a row for each test program, a column for each kernel; below
-/// it the reasons of what did not pass.
-pub(super) fn table(kernels: &[Results]) -> String {
-    let mut programs: Vec<&str> = Vec::new();
-    for test in kernels.iter().flat_map(|kernel| &kernel.tests) {
-        if !programs.contains(&test.program.as_str()) {
-            programs.push(&test.program);
-        }
-    }
-    let mut text = String::from("| tests |");
-    for kernel in kernels {
-        let _ = write!(text, " {} |", kernel.release);
-    }
-    text += "\n|---|";
-    text += &"---|".repeat(kernels.len());
-    text.push('\n');
-    for program in programs {
-        let _ = write!(text, "| `{program}` |");
-        for kernel in kernels {
-            let tests = kernel.tests.iter().filter(|test| test.program == program);
-            let _ = write!(text, " {} |", Tally::of(tests).cell());
-        }
-        text.push('\n');
+/// What the page about kernels has between its marks: a row for each test program and
+/// a column for each kernel; the reasons of what did not pass; what was measured.
+pub(super) fn page(kernels: &[Results]) -> String {
+    let mut text = String::from("## Results\n\n");
+    text += &heading("tests", kernels);
+    for program in distinct(kernels, |kernel| {
+        kernel.tests.iter().map(|test| test.program.as_str())
+    }) {
+        let cells = kernels.iter().map(|kernel| {
+            let tests = kernel.tests.iter();
+            Tally::of(tests.filter(|test| test.program == program)).cell()
+        });
+        text += &row(&format!("`{program}`"), cells);
     }
 
     let mut reasons: BTreeMap<(&str, &str, &str, &str), Vec<&str>> = BTreeMap::new();
@@ -290,22 +293,76 @@ pub(super) fn table(kernels: &[Results]) -> String {
                 end,
                 test.why.as_str(),
             );
-            reasons.entry(key).or_default().push(&kernel.release);
+            reasons.entry(key).or_default().push(kernel.version());
         }
     }
     if !reasons.is_empty() {
-        text += "\n| test | kernels | |\n|---|---|---|\n";
+        text += "\n### What did not pass\n\n| test | kernels | |\n|---|---|---|\n";
         for ((program, name, end, why), kernels) in reasons {
-            let why = why.replace('|', "\\|");
-            let _ = writeln!(
-                text,
-                "| `{program}`: {name} | {} | {end}: {why} |",
-                kernels.join(", ")
-            );
+            let kernels = kernels.join(", ");
+            let why = format!("{end}: {why}");
+            text += &row(&format!("`{program}`: {name}"), [kernels, why].into_iter());
         }
     }
-    text
+
+    let measured = distinct(kernels, |kernel| {
+        kernel.measured.iter().map(|(_, line)| subject(line).0)
+    });
+    if !measured.is_empty() {
+        text += "\n## Measured\n\n";
+    }
+    for what in measured {
+        let _ = writeln!(text, "{what}:\n");
+        for kernel in kernels {
+            let told = kernel.measured.iter().map(|(_, line)| subject(line));
+            for (_, told) in told.filter(|(subject, _)| *subject == what) {
+                let _ = writeln!(text, "- {}: {told}", kernel.version());
+            }
+        }
+        text.push('\n');
+    }
+    format!("{}\n", text.trim_end())
 }
+
+/// What a line is about, and what it tells.
+fn subject(line: &str) -> (&str, &str) {
+    line.split_once(": ").unwrap_or((line, ""))
+}
+
+/// All there are, in the order in which they are met first.
+fn distinct<'a, I: Iterator<Item = &'a str>>(
+    kernels: &'a [Results],
+    of: impl Fn(&'a Results) -> I,
+) -> Vec<&'a str> {
+    let mut all = Vec::new();
+    for one in kernels.iter().flat_map(of) {
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
+    all
+}
+
+fn heading(first: &str, kernels: &[Results]) -> String {
+    let versions = kernels.iter().map(|kernel| kernel.version().to_owned());
+    row(first, versions) + "|---|" + &"---|".repeat(kernels.len()) + "\n"
+}
+
+fn row(first: &str, cells: impl Iterator<Item = String>) -> String {
+    let cells = cells.map(|cell| format!(" {} |", cell.replace('|', "\\|")));
+    format!("| {first} |{}\n", cells.collect::<String>())
+}
+
+/// `text` with what stands between its marks exchanged for `page`.
+pub(super) fn exchanged(text: &str, page: &str) -> Result<String> {
+    let (before, rest) = text.split_once(BEGIN).context("find where to begin")?;
+    let (_, after) = rest.split_once(END).context("find where to end")?;
+    Ok(format!("{before}{BEGIN}\n\n{page}\n{END}{after}"))
+}
+
+/// The marks.
+const BEGIN: &str = "<!-- cargo xtask vm --table: begin -->";
+const END: &str = "<!-- end -->";
 
 #[cfg(test)]
 mod tests {
@@ -366,14 +423,34 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_row_for_each_program_and_the_reasons_below() {
-        let table = table(&[said(&GOOD)]);
+    fn the_page_has_a_row_for_each_program_the_reasons_and_what_was_measured() {
+        let mut results = said(&GOOD);
+        results.take("throttle-vm: measured frames a frame: 1 ms");
         assert_eq!(
-            table,
-            "| tests | 6.1 |\n|---|---|\n| `frames` | 1 passed, 1 skipped |\n\n\
-             | test | kernels | |\n|---|---|---|\n\
-             | `frames`: b | 6.1 | skipped: no \\| fq |\n"
+            page(&[results]),
+            "## Results\n\n| tests | 6.1 |\n|---|---|\n| `frames` | 1 passed, 1 skipped |\n\n\
+             ### What did not pass\n\n| test | kernels | |\n|---|---|---|\n\
+             | `frames`: b | 6.1 | skipped: no \\| fq |\n\n\
+             ## Measured\n\na frame:\n\n- 6.1: 1 ms\n"
         );
+    }
+
+    #[test]
+    fn only_what_stands_between_the_marks_is_exchanged() {
+        let old = format!("before {BEGIN} old {END} after");
+        let new = exchanged(&old, "new\n").unwrap();
+        assert_eq!(new, format!("before {BEGIN}\n\nnew\n\n{END} after"));
+        assert!(exchanged("no marks", "new").is_err());
+    }
+
+    #[test]
+    fn a_version_is_told_without_what_its_builder_added() {
+        assert_eq!(
+            Results::new("6.12.118+deb13-cloud-amd64").version(),
+            "6.12.118"
+        );
+        assert_eq!(Results::new("6.18.44-fc-v657").version(), "6.18.44");
+        assert_eq!(Results::new("6.1.0-56-cloud-amd64").version(), "6.1.0-56");
     }
 
     #[test]
