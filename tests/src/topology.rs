@@ -28,7 +28,7 @@ use crate::{
     wait::wait_until,
 };
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -257,6 +257,43 @@ impl Lab {
         }
     }
 
+    /// Gives the client's addresses and routes to another device of it, which leads to
+    /// the same place: a bond or a bridge above [`Self::device`], or a tunnel.
+    ///
+    /// # Panics
+    /// When there is no such device, or it is not up.
+    pub fn move_client_to(&mut self, device: &str) {
+        let Self { client, far, .. } = &*self;
+        let there = self.device.as_str();
+        for old in client.devices() {
+            if old != "lo" && !old.starts_with("pod") {
+                client.ip(&format!("addr flush dev {old}"));
+            }
+        }
+        let (v4, v6) = (addresses::CLIENT, addresses::CLIENT_V6);
+        client.ip(&format!("addr add {v4}/24 dev {device}"));
+        client.ip(&format!("addr add {v6}/64 dev {device} nodad"));
+        if let Some(mac) = mac_of(client, device) {
+            for (near, remote) in [
+                (v4.into(), addresses::FAR.into()),
+                (v6.into(), addresses::FAR_V6.into()),
+            ] {
+                knows(far, near, there, &mac);
+                knows(client, remote, device, &mac_of(far, there).unwrap());
+            }
+        }
+        client.ip(&format!(
+            "route replace default via {} dev {device}",
+            addresses::FAR
+        ));
+        client.ip(&format!(
+            "-6 route replace default via {} dev {device}",
+            addresses::FAR_V6
+        ));
+        await_carrier(client, device);
+        self.device = device.to_owned();
+    }
+
     /// What arrives at the far end of the wire, tags included.
     ///
     /// # Panics
@@ -316,11 +353,8 @@ impl Lab {
         let machine = &self.behind[usize::from(n)];
         // Its frames get as far as the machine.
         machine.ip(&format!("route replace blackhole {address}"));
-        self.client.ip(&format!(
-            "neigh replace {address} lladdr {} dev {} nud permanent",
-            mac_of(machine, "eth0"),
-            self.device_towards(n)
-        ));
+        let mac = mac_of(machine, "eth0").unwrap();
+        knows(&self.client, address.into(), &self.device_towards(n), &mac);
         address
     }
 
@@ -375,29 +409,36 @@ fn meet(
     ones_device: &str,
     other: &Namespace,
     others_device: &str,
-    ones_address: std::net::IpAddr,
-    others_address: std::net::IpAddr,
+    ones_address: IpAddr,
+    others_address: IpAddr,
 ) {
     let ends = [
         (one, ones_device, others_address, other, others_device),
         (other, others_device, ones_address, one, ones_device),
     ];
     for (end, device, peer_address, peer, peer_device) in ends {
-        let mac = mac_of(peer, peer_device);
-        end.ip(&format!(
-            "neigh replace {peer_address} lladdr {mac} dev {device} nud permanent"
-        ));
+        knows(
+            end,
+            peer_address,
+            device,
+            &mac_of(peer, peer_device).unwrap(),
+        );
     }
 }
 
-fn mac_of(namespace: &Namespace, device: &str) -> String {
+/// Makes a machine know the MAC address of another one on a device.
+fn knows(namespace: &Namespace, address: IpAddr, device: &str, mac: &str) {
+    namespace.ip(&format!(
+        "neigh replace {address} lladdr {mac} dev {device} nud permanent"
+    ));
+}
+
+/// The MAC address of a device that has one.
+fn mac_of(namespace: &Namespace, device: &str) -> Option<String> {
     let shown = namespace.ip(&format!("-o link show dev {device}"));
     let mut words = shown.split_whitespace();
-    words
-        .find(|&word| word == "link/ether")
-        .and_then(|_| words.next())
-        .unwrap_or_else(|| panic!("no MAC address in {shown}"))
-        .to_owned()
+    words.find(|&word| word == "link/ether")?;
+    words.next().map(str::to_owned)
 }
 
 fn forward(namespace: &Namespace) {

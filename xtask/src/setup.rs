@@ -28,7 +28,8 @@ const TEST_COMMANDS: [(&str, &str); 9] = [
 ];
 
 /// What the virtual machines need, besides an emulator: a command and its package.
-const VM_COMMANDS: [(&str, &str); 4] = [
+const VM_COMMANDS: [(&str, &str); 5] = [
+    ("wg", "wireguard-tools"),
     ("depmod", "kmod"),
     ("strip", "binutils"),
     ("ldd", "libc-bin"),

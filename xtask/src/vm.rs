@@ -39,7 +39,7 @@ use crate::{
 /// The test programs in which the kernel has a part, in the order in which they are
 /// run: what needs no time first. Not among them are those about what is done with
 /// events, and about what the command says no to.
-pub(crate) const TESTS: [&str; 28] = [
+pub(crate) const TESTS: [&str; 29] = [
     "object",
     "lab",
     "frames",
@@ -48,6 +48,7 @@ pub(crate) const TESTS: [&str; 28] = [
     "rate",
     "pacing",
     "fq",
+    "stacked",
     "pods",
     "scopes",
     "queue",
