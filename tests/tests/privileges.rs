@@ -8,6 +8,7 @@ use throttle::privileges::NEEDED;
 use throttle_tests::{
     Cgroup, Dialer, Lab, Pace,
     addresses::dead,
+    clients::Connector,
     frame::{Checksum, Syn},
     throttle_cmd::Running,
     wait_until,
@@ -76,25 +77,13 @@ fn it_keeps_only_what_running_needs() {
 #[test]
 fn with_that_it_names_a_program_of_another_user() {
     const USER: u32 = 65_534;
-    const SCRIPT: &str = "
-import signal, socket
-held = []
-for n in range(1, 7):
-    s = socket.socket()
-    s.setblocking(False)
-    s.connect_ex(('198.51.100.%d' % n, 1024))
-    held.append(s)
-signal.pause()
-";
     let cgroup = Cgroup::new("privileges");
     let lab = Lab::plain();
     let throttle = lab.throttle(&["--limit=3", "--rate=1/m"]);
     wait_for_few_privileges(&throttle);
-    // Its own process: what is on the path may be a script that starts it.
-    let program = lab
-        .client
-        .program("/usr/bin/python3")
-        .args(["-c", SCRIPT])
+    let connector = Connector::new();
+    let program = connector
+        .dials(&lab.client, "6", "plain")
         .in_cgroup(&cgroup)
         .as_user(USER)
         .start();

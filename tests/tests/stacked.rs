@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::{env, fs, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, env, fs, net::SocketAddr, time::Duration};
 use throttle_tests::{
     Behaviour, Capture, Dialer, Feature, Lab, Namespace, Pace,
     addresses::{self, OPEN_PORT, dead, dead_v6, live, live_v6},
@@ -94,11 +94,9 @@ fn assert_servers_answer(lab: &Lab, dialer: &Dialer, device: &str, more: &[&str]
     let least = waited.iter().filter_map(|attempt| attempt.took()).min();
     assert!(least > Some(PACE.interval() * 15), "deferred: {least:?}");
     let counts = tallies(&throttle.stop().expect_success(), device);
-    assert_eq!(
-        (counts["answered"], counts["deferred"]),
-        (4, 22),
-        "{counts:?}"
-    );
+    // On a slow machine a SYN may be repeated while its answer is on the way.
+    let is_right = counts["answered"] >= 4 && counts["deferred"] == 22;
+    assert!(is_right, "{counts:?}");
 }
 
 // ---- bond ------------------------------------------------------------------
@@ -168,13 +166,22 @@ fn when_a_bond_takes_its_other_device_attempts_go_on_in_turn() {
     let _attempts = lab.dial((0..60).map(dead));
     captures[0].wait_for_attempts(20, SOON);
     lab.client.ip("link set eth0 down");
-    wait_until("all to be out", SOON, || {
-        captures.iter().map(Capture::attempts).sum::<usize>() == 60
-    });
-    let [by_eth0, by_eth1] = captures.map(|capture| capture.finish().first_syns());
-    assert!(by_eth1.len() > 30, "{} by eth0", by_eth0.len());
-    let both = [by_eth0, by_eth1].concat();
-    let mut times: Vec<u64> = both.iter().map(|syn| syn.at_ns).collect();
+    // The same attempt may be seen on both, when its sender asks again.
+    let first_of = |captures: &[Capture; 2]| {
+        let mut first: BTreeMap<(SocketAddr, SocketAddr), u64> = BTreeMap::new();
+        for syn in captures
+            .each_ref()
+            .map(|capture| capture.so_far().first_syns())
+            .concat()
+        {
+            let at_ns = first.entry((syn.src, syn.dst)).or_insert(syn.at_ns);
+            *at_ns = syn.at_ns.min(*at_ns);
+        }
+        first
+    };
+    wait_until("all to be out", SOON, || first_of(&captures).len() == 60);
+    assert!(captures[0].attempts() < 40, "{}", captures[0].attempts());
+    let mut times: Vec<u64> = first_of(&captures).into_values().collect();
     times.sort_unstable();
     PACE.assert_line(&times, Duration::ZERO);
     throttle.stop().expect_success();

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    formats, package, setup,
+    formats, package, setup, vm,
     workspace::{cargo, described, is_root, target_dir, with_throttle},
 };
 
@@ -28,7 +28,9 @@ pub(crate) enum Level {
     Formats,
     /// The Debian package, installed over a copy of this machine: needs root
     Package,
-    /// The kernel's level on other kernels, in virtual machines: only if it is named
+    /// Other kernels, in virtual machines: that the programs load and work there
+    Boot,
+    /// The kernel's level on other kernels: takes an hour, and only if it is named
     Vm,
 }
 
@@ -80,17 +82,23 @@ impl Level {
             Self::Kernel => Some(setup::Purpose::Kernel),
             Self::Formats => Some(setup::Purpose::Formats),
             Self::Package => Some(setup::Purpose::Package),
-            Self::Vm => Some(setup::Purpose::Vm),
+            Self::Boot | Self::Vm => Some(setup::Purpose::Vm),
         }
     }
 
     /// Whether it is about this kind of machine; says so if it is not.
     fn is_for_this_machine(self) -> bool {
-        let is = self != Self::Package || package::is_made_for_this_machine();
-        if !is {
-            println!("skipped: the Debian package: this machine has no dpkg");
+        match self {
+            Self::Package if !package::is_made_for_this_machine() => {
+                println!("skipped: the Debian package: this machine has no dpkg");
+                false
+            }
+            Self::Boot if !vm::are_for_this_machine() => {
+                println!("skipped: other kernels: this machine has no apt-get, or is no x86-64");
+                false
+            }
+            _ => true,
         }
-        is
     }
 
     fn steps(self) -> &'static [Step] {
@@ -134,6 +142,10 @@ impl Level {
             Self::Package => &[Step {
                 title: "package: installs, runs, upgrades, removes",
                 command: package::tests,
+            }],
+            Self::Boot => &[Step {
+                title: "boot: the programs on other kernels",
+                command: boot,
             }],
             Self::Vm => &[Step {
                 title: "vm: integration tests on other kernels",
@@ -202,6 +214,13 @@ fn integration_tests(args: &[OsString]) -> Result<Command> {
     ])?;
     command.arg("--test-threads=1").args(args);
     with_throttle(&mut command)?;
+    Ok(command)
+}
+
+/// All kernels, by this program, for a short while.
+fn boot(args: &[OsString]) -> Result<Command> {
+    let mut command = Command::new(env::current_exe().context("find this program")?);
+    command.args(["vm", "--quick", "--"]).args(args);
     Ok(command)
 }
 

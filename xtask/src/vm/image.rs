@@ -26,11 +26,11 @@ use crate::{
 const HOME: &str = "/throttle";
 /// The programs that tests run. What is missing here is missing there, and tests say
 /// that they are skipped.
-const PROGRAMS: [&str; 40] = [
-    "wg", "sh", "bash", "ip", "tc", "ss", "ethtool", "tcpdump", "nmap", "masscan", "curl", "ps",
-    "setpriv", "nsenter", "unshare", "script", "sleep", "stat", "readlink", "id", "cat", "true",
-    "false", "env", "kill", "mount", "umount", "ls", "cp", "rm", "mkdir", "chmod", "echo", "seq",
-    "head", "wc", "sysctl", "timeout", "sort", "grep",
+const PROGRAMS: [&str; 41] = [
+    "wg", "stty", "sh", "bash", "ip", "tc", "ss", "ethtool", "tcpdump", "nmap", "masscan", "curl",
+    "ps", "setpriv", "nsenter", "unshare", "script", "sleep", "stat", "readlink", "id", "cat",
+    "true", "false", "env", "kill", "mount", "umount", "ls", "cp", "rm", "mkdir", "chmod", "echo",
+    "seq", "head", "wc", "sysctl", "timeout", "sort", "grep",
 ];
 /// Files that such programs read.
 const FILES: [&str; 8] = [

@@ -1,6 +1,6 @@
 //! What the machines said: read from their consoles, kept, and shown as a table.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs};
+use std::{collections::BTreeMap, fmt::Write as _, fs, ops::AddAssign};
 
 use anyhow::{Context as _, Result};
 
@@ -136,9 +136,14 @@ impl Results {
         failed.map(|test| format!("{}: {}: {}", test.program, test.name, test.why))
     }
 
-    /// How many ended how, as the machine says it.
+    /// How many ended how.
+    pub(super) fn tally(&self) -> Tally {
+        Tally::of(self.tests.iter())
+    }
+
+    /// The same as the machine says it.
     pub(super) fn total(&self) -> String {
-        let tally = Tally::of(self.tests.iter());
+        let tally = self.tally();
         format!(
             "{} passed, {} failed, {} skipped",
             tally.passed, tally.failed, tally.skipped
@@ -225,8 +230,9 @@ impl Test {
     }
 }
 
+/// How many tests ended how.
 #[derive(Clone, Copy, Default)]
-struct Tally {
+pub(super) struct Tally {
     passed: usize,
     failed: usize,
     skipped: usize,
@@ -243,6 +249,17 @@ impl Tally {
             }
         }
         tally
+    }
+
+    /// As a test program tells it at its end, for who adds such lines up.
+    pub(super) fn as_of_a_test_program(self) -> String {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        let end = if failed == 0 { "ok" } else { "FAILED" };
+        format!("test result: {end}. {passed} passed; {failed} failed; {skipped} ignored")
     }
 
     /// As a cell of the table.
@@ -364,6 +381,14 @@ pub(super) fn exchanged(text: &str, page: &str) -> Result<String> {
 const BEGIN: &str = "<!-- cargo xtask vm --table: begin -->";
 const END: &str = "<!-- end -->";
 
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,6 +416,10 @@ mod tests {
         let results = said(&GOOD);
         assert_eq!(results.failures().count(), 0);
         assert_eq!(results.total(), "1 passed, 0 failed, 1 skipped");
+        assert_eq!(
+            results.tally().as_of_a_test_program(),
+            "test result: ok. 1 passed; 0 failed; 1 ignored"
+        );
     }
 
     #[test]
