@@ -384,3 +384,25 @@ fn over_wireguard_an_attempt_counts_where_it_is_not_yet_encrypted() {
     let left = throttle.stop().expect_success();
     assert!(!left.stderr.contains("attempts "), "{}", left.stderr);
 }
+
+// ---- monitor ---------------------------------------------------------------
+
+#[test]
+fn in_monitor_mode_what_finds_the_line_full_counts_once_too() {
+    let lab = Lab::builder().vlan(&[7]).build();
+    // Ten go, twenty wait, thirty find the line full: at the first device.
+    let more = ["--mode=monitor", "--max-delay=1s"];
+    let throttle = throttle(&lab.client, &[&lab.device, &lab.wire], &more);
+    let capture = lab.capture();
+    let _dialled = lab.dial((0..60).map(dead_of_both));
+    capture.wait_for_attempts(60, SOON);
+    let left = throttle.stop().expect_success();
+    let counts = tallies(&left, &lab.device);
+    assert!(counts["overflowed"] >= 30, "{counts:?}");
+    assert_eq!(
+        left.stderr.matches("attempts ").count(),
+        1,
+        "{}",
+        left.stderr
+    );
+}

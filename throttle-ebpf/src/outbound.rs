@@ -367,6 +367,10 @@ fn note_attempt(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Option<&'static
 
 #[inline(always)]
 fn admit(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
+    // It has been counted on the device above.
+    if scratch::is_unremembered(skb.ifindex(), context.now_ns) {
+        return Verdict::Pass;
+    }
     let Some(attempt) = note_attempt(skb, context, syn) else {
         return Verdict::Pass;
     };
@@ -383,7 +387,7 @@ fn admit(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             steps::go_on(skb, Step::Defer);
             return Verdict::Pass;
         }
-        Admission::Unaccountable => return pass_unaccounted(attempt),
+        Admission::Unaccountable => return pass_unaccounted(context, attempt),
     };
     match insert(skb, context, syn, attempt, entry) {
         Insertion::Done => {}
@@ -400,10 +404,20 @@ fn admit(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
 }
 
 #[inline(always)]
-fn pass_unaccounted(attempt: &Attempt) -> Verdict {
+fn pass_unaccounted(context: &Context<'_>, attempt: &Attempt) -> Verdict {
     unhandled::count(Unhandled::Unaccountable);
     tallies::count(&attempt.scope, Tally::Passed);
-    Verdict::Pass
+    unremembered(context, attempt, Verdict::Pass)
+}
+
+/// This verdict on an attempt that is in no table. If it passes it may cross another
+/// device right away, where it is no new one.
+#[inline(always)]
+fn unremembered(context: &Context<'_>, attempt: &Attempt, verdict: Verdict) -> Verdict {
+    if matches!(verdict, Verdict::Pass) {
+        scratch::note_unremembered(attempt.ifindex, context.now_ns);
+    }
+    verdict
 }
 
 /// Puts the attempt into the table. If it does not get in, the caller gives back
@@ -441,10 +455,10 @@ fn insert(
 #[inline(always)]
 fn not_inserted(context: &Context<'_>, attempt: &Attempt, insertion: Insertion) -> Verdict {
     if insertion != Insertion::Taken {
-        return Verdict::Pass;
+        return unremembered(context, attempt, Verdict::Pass);
     }
     tallies::count(&attempt.scope, Tally::Overflowed);
-    held_back(context.policy.mode())
+    unremembered(context, attempt, held_back(context.policy.mode()))
 }
 
 #[inline(never)]
@@ -469,7 +483,7 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
         }),
     ) else {
         unhandled::count(Unhandled::ScopeTableFull);
-        return pass_unaccounted(attempt);
+        return pass_unaccounted(context, attempt);
     };
     let deferral = decision::defer(context, scope, line);
     // First, so that the daemon knows of the episode before it knows of the
@@ -481,12 +495,17 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             scope.forget_episode(now_ns);
         }
     }
+    let verdict = held_back(policy.mode());
     match deferral {
         Deferral::Unaccountable => {
             unhandled::count(Unhandled::Unaccountable);
             tallies::count(&attempt.scope, Tally::Overflowed);
+            unremembered(context, attempt, verdict)
         }
-        Deferral::Overflow { .. } => tallies::count(&attempt.scope, Tally::Overflowed),
+        Deferral::Overflow { .. } => {
+            tallies::count(&attempt.scope, Tally::Overflowed);
+            unremembered(context, attempt, verdict)
+        }
         Deferral::Waits { entry, .. } => {
             match insert(skb, context, syn, attempt, entry) {
                 Insertion::Done => {}
@@ -499,9 +518,9 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
             if let Some(flow) = flows::get(&syn.key) {
                 hand_over(skb, context, syn, flow, scope);
             }
+            verdict
         }
     }
-    held_back(policy.mode())
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use throttle_common::{
+    decision::SAME_PACKET_NS,
     flow::{Attempt, Flow, FlowKey},
     policy::ONLY,
 };
@@ -33,6 +34,19 @@ pub struct Seen {
     pub transport_offset: u32,
 }
 
+/// A SYN that passed although it is in no table.
+#[repr(C)]
+struct Unremembered {
+    /// When, in monotonic nanoseconds.
+    at_ns: u64,
+    /// Addresses and ports.
+    key: FlowKey,
+    /// Its initial sequence number.
+    isn: u32,
+    /// On which device.
+    ifindex: u32,
+}
+
 /// The room of one CPU.
 #[repr(C)]
 pub struct Scratch {
@@ -42,6 +56,8 @@ pub struct Scratch {
     attempt: Attempt,
     /// Room to put a new entry together.
     flow: Flow,
+    /// The last of these SYNs.
+    unremembered: Unremembered,
 }
 
 #[map(name = "SCRATCH")]
@@ -101,6 +117,40 @@ pub fn flow(flow: Flow) -> Option<&'static Flow> {
     }
 }
 
+/// Writes down that the SYN which was read passes although it is in no table: its next
+/// device, if it is stacked on another one, comes before any other packet of this CPU.
+#[inline(always)]
+pub fn note_unremembered(ifindex: u32, now_ns: u64) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(ONLY) else {
+        return;
+    };
+    // SAFETY: this CPU's own, see above; nothing refers to what is written.
+    unsafe {
+        (&raw mut (*scratch).unremembered.at_ns).write(now_ns);
+        (&raw mut (*scratch).unremembered.key).write((*scratch).seen.key);
+        (&raw mut (*scratch).unremembered.isn).write((*scratch).seen.number);
+        (&raw mut (*scratch).unremembered.ifindex).write(ifindex);
+    }
+}
+
+/// Whether the SYN which was read passed another device than this one a moment ago,
+/// although it is in no table.
+#[inline(always)]
+#[must_use]
+pub fn is_unremembered(ifindex: u32, now_ns: u64) -> bool {
+    let Some(scratch) = SCRATCH.get_ptr(ONLY) else {
+        return false;
+    };
+    // SAFETY: this CPU's own, see above.
+    let Scratch {
+        seen, unremembered, ..
+    } = unsafe { &*scratch };
+    seen.number == unremembered.isn
+        && ifindex != unremembered.ifindex
+        && now_ns.saturating_sub(unremembered.at_ns) < SAME_PACKET_NS
+        && seen.key == unremembered.key
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +161,6 @@ mod tests {
         // The verifier wants every access aligned.
         assert_eq!(size_of::<Seen>() % 4, 0);
         assert_eq!(core::mem::offset_of!(Scratch, flow) % 8, 0);
+        assert_eq!(core::mem::offset_of!(Scratch, unremembered) % 8, 0);
     }
 }
