@@ -11,6 +11,7 @@
 //! | [`netns`] | a namespace, threads and programs inside it |
 //! | [`process`] | a program inside a namespace, a cgroup, under another user |
 //! | [`topology`] | ready networks: [`Lab`] |
+//! | [`tags`], [`netkit`] | devices of these kinds |
 //! | [`addresses`] | what answers, refuses, is unreachable or dead |
 //! | [`capture`], [`frame`] | what arrived, when, decoded |
 //! | [`dial`] | many connection attempts at once |
@@ -44,12 +45,13 @@ pub mod hooks;
 pub mod inject;
 pub mod lacking;
 pub mod machine;
+pub mod netkit;
 pub mod netns;
 pub mod process;
 mod pump;
 pub mod serve;
 mod sys;
-mod tags;
+pub mod tags;
 pub mod throttle_cmd;
 pub mod timing;
 pub mod topology;

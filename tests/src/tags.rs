@@ -11,9 +11,11 @@ use crate::{
 };
 use std::os::fd::OwnedFd;
 
-/// Keeps the stand-in's programs attached.
+/// A device that adds tags. Keeps the stand-in's programs attached.
 #[derive(Debug)]
-pub(crate) struct TagGuard {
+pub struct Tagged {
+    /// Its name.
+    pub device: String,
     _links: Vec<OwnedFd>,
 }
 
@@ -22,14 +24,18 @@ fn protocol(index: usize, count: usize) -> u16 {
     if index + 1 < count { 0x88a8 } else { 0x8100 }
 }
 
-/// The name of the device that adds `ids` (the outermost first) to `lower`.
+/// The name of that device.
 pub(crate) fn device_name(lower: &str, ids: &[u16]) -> String {
     ids.iter()
         .fold(lower.to_owned(), |name, id| format!("{name}.{id}"))
 }
 
-/// Makes the device that adds `ids` to what leaves by `lower`.
-pub(crate) fn add_device(namespace: &Namespace, lower: &str, ids: &[u16], mac: &str) -> TagGuard {
+/// Makes the device that adds `ids` (the outermost first) to what leaves by `lower`:
+/// `lower` and the ids, with dots between them.
+///
+/// # Panics
+/// When there is no such device.
+pub fn add_device(namespace: &Namespace, lower: &str, ids: &[u16], mac: &str) -> Tagged {
     let mut below = lower.to_owned();
     for (index, id) in ids.iter().enumerate() {
         let device = format!("{below}.{id}");
@@ -47,10 +53,13 @@ pub(crate) fn add_device(namespace: &Namespace, lower: &str, ids: &[u16], mac: &
         namespace.ip(&format!("link set {device} address {mac} up"));
         below = device;
     }
-    TagGuard { _links: Vec::new() }
+    Tagged {
+        device: below,
+        _links: Vec::new(),
+    }
 }
 
-fn add_stand_in(namespace: &Namespace, lower: &str, ids: &[u16], mac: &str) -> TagGuard {
+fn add_stand_in(namespace: &Namespace, lower: &str, ids: &[u16], mac: &str) -> Tagged {
     let device = device_name(lower, ids);
     namespace.ip(&format!(
         "link add link {lower} name {device} address {mac} type macvlan mode private"
@@ -68,7 +77,8 @@ fn add_stand_in(namespace: &Namespace, lower: &str, ids: &[u16], mac: &str) -> T
     .map(|(hook, code)| namespace.run(|| sys::attach_tcx(&code, ifindex, hook)))
     .map(|link| link.unwrap_or_else(|e| panic!("attach the tags of {device}: {e}")));
     namespace.ip(&format!("link set {device} up"));
-    TagGuard {
+    Tagged {
+        device,
         _links: links.into(),
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     pump::Pump,
     serve::{Behaviour, Server},
     sys::{self, TunKind},
-    tags::{self, TagGuard},
+    tags::{self, Tagged},
     throttle_cmd::{Running, Throttle},
     unreachable::Router,
     wait::wait_until,
@@ -117,7 +117,7 @@ pub struct Lab {
     /// The device at the end of the wire, at both ends: what [`Self::device`]
     /// is, without tags.
     pub wire: String,
-    _tags: Vec<TagGuard>,
+    _tags: Vec<Tagged>,
     _pump: Option<Pump>,
     _router: Router,
 }

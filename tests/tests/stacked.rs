@@ -9,6 +9,8 @@ use throttle_tests::{
     Behaviour, Capture, Dialer, Feature, Lab, Namespace, Pace,
     addresses::{self, OPEN_PORT, dead, dead_v6, live, live_v6},
     frame::{Checksum, Syn},
+    netkit,
+    tags::{self, Tagged},
     throttle_cmd::{Running, tallies},
     wait_until,
 };
@@ -80,11 +82,11 @@ fn throttle(namespace: &Namespace, devices: &[&str], more: &[&str]) -> Running {
 }
 
 /// Asserts that a server is reached at once, and, while nobody has room for it, in its
-/// turn.
+/// turn; and that throttle counted each answer once, at whichever device.
 #[track_caller]
-fn assert_servers_answer(lab: &Lab, dialer: &Dialer, device: &str, more: &[&str]) {
+fn assert_servers_answer(lab: &Lab, dialer: &Dialer, devices: &[&str], more: &[&str]) {
     let _server = lab.serve(Behaviour::Hold);
-    let throttle = throttle(&lab.client, &[device], more);
+    let throttle = throttle(&lab.client, devices, more);
     let to = [live(0, OPEN_PORT), live_v6(0, OPEN_PORT)];
     dialer.dial(to).wait_for_connected(2, SOON);
     let _ahead = dialer.dial((0..30).map(dead_of_both));
@@ -93,10 +95,25 @@ fn assert_servers_answer(lab: &Lab, dialer: &Dialer, device: &str, more: &[&str]
     let waited = attempts.wait_for_connected(2, SOON);
     let least = waited.iter().filter_map(|attempt| attempt.took()).min();
     assert!(least > Some(PACE.interval() * 15), "deferred: {least:?}");
-    let counts = tallies(&throttle.stop().expect_success(), device);
+    // By now they are known.
+    dialer.dial(to).wait_for_connected(2, SOON);
+    let left = throttle.stop().expect_success();
+    let counted = devices
+        .iter()
+        .filter(|device| left.stderr.contains(&format!("interface {device}:")));
+    assert_eq!(counted.count(), 1, "at one of them: {}", left.stderr);
+    let counts = tallies(&left, devices[0]);
     // On a slow machine a SYN may be repeated while its answer is on the way.
-    let is_right = counts["answered"] >= 4 && counts["deferred"] == 22;
-    assert!(is_right, "{counts:?}");
+    let repeated = counts["attempts"] - 36;
+    assert!(
+        (6..=6 + repeated).contains(&counts["answered"]),
+        "{counts:?}"
+    );
+    assert_eq!(
+        (counts["known"], counts["deferred"]),
+        (2 + repeated, 22),
+        "{counts:?}"
+    );
 }
 
 // ---- bond ------------------------------------------------------------------
@@ -136,7 +153,7 @@ fn on_a_vlan_on_a_bond_an_attempt_counts_once_at_whichever_device() {
         let syns = assert_thirty_keep_pace(&title, &dialer, lab.capture(), throttle);
         assert!(syns.iter().all(|syn| syn.vlan_ids() == [7]), "{syns:?}");
     }
-    assert_servers_answer(&lab, &Dialer::new(&lab.client), "bond0.7", &[]);
+    assert_servers_answer(&lab, &Dialer::new(&lab.client), all[3], &[]);
 }
 
 #[test]
@@ -191,12 +208,22 @@ fn when_a_bond_takes_its_other_device_attempts_go_on_in_turn() {
 
 /// The client's eth0 in a bridge, and with it the port of another machine, which is a
 /// neighbour of the client's.
-fn bridged() -> (Lab, Namespace) {
+struct Bridged {
+    lab: Lab,
+    guest: Namespace,
+    _tagged: Vec<Tagged>,
+}
+
+/// What both of them send carries these VLAN tags.
+fn bridged(tags: &[u16]) -> Bridged {
     const GUEST: &str = "10.77.0.9";
     const GUEST_V6: &str = "fd77::9";
-    let mut lab = Lab::plain();
+    let mut lab = Lab::builder().vlan(tags).build();
     let guest = Namespace::new("guest");
     let client = &lab.client;
+    if lab.device != lab.wire {
+        client.ip(&format!("link del {}", lab.device));
+    }
     client.ip("link add br0 address 02:77:00:00:00:01 type bridge");
     client.ip("link set eth0 master br0");
     client.ip(&format!(
@@ -207,22 +234,35 @@ fn bridged() -> (Lab, Namespace) {
     client.ip("link set port1 up");
     client.ip("link set br0 up");
     guest.ip("link set eth0 up");
-    lab.move_client_to("br0");
-    guest.ip(&format!("addr add {GUEST}/24 dev eth0"));
-    guest.ip(&format!("addr add {GUEST_V6}/64 dev eth0 nodad"));
-    guest.ip(&format!(
-        "route add default via {} dev eth0",
-        addresses::FAR
-    ));
-    guest.ip(&format!(
-        "-6 route add default via {} dev eth0",
-        addresses::FAR_V6
-    ));
+    let mut tagged = Vec::new();
+    let (mut of_client, mut of_guest) = ("br0", "eth0");
+    if !tags.is_empty() {
+        tagged = vec![
+            tags::add_device(client, "br0", tags, "02:78:00:00:00:01"),
+            tags::add_device(&guest, "eth0", tags, "02:78:00:00:00:09"),
+        ];
+        (of_client, of_guest) = (&tagged[0].device, &tagged[1].device);
+    }
+    lab.move_client_to(of_client);
+    guest.ip(&format!("addr add {GUEST}/24 dev {of_guest}"));
+    guest.ip(&format!("addr add {GUEST_V6}/64 dev {of_guest} nodad"));
+    for (family, via) in [
+        ("", addresses::FAR.to_string()),
+        ("-6 ", addresses::FAR_V6.to_string()),
+    ] {
+        guest.ip(&format!(
+            "{family}route add default via {via} dev {of_guest}"
+        ));
+    }
     // So that no first packet waits for that.
     Dialer::new(&guest)
         .dial([live(9, 9), live_v6(9, 9)])
         .wait_for_all(SOON);
-    (lab, guest)
+    Bridged {
+        lab,
+        guest,
+        _tagged: tagged,
+    }
 }
 
 #[test]
@@ -230,14 +270,15 @@ fn on_a_bridge_an_attempt_counts_once_at_whichever_device() {
     if !Feature::Bridge.is_here() {
         return;
     }
-    let (lab, _guest) = bridged();
+    let bridged = bridged(&[]);
+    let lab = &bridged.lab;
     let all: [&[&str]; 3] = [&["br0"], &["eth0"], &["br0", "eth0"]];
     for devices in all {
         let throttle = throttle(&lab.client, devices, &[]);
         let title = format!("at {}", devices.join(" and "));
         assert_thirty_keep_pace(&title, &Dialer::new(&lab.client), lab.capture(), throttle);
     }
-    assert_servers_answer(&lab, &Dialer::new(&lab.client), "br0", &[]);
+    assert_servers_answer(lab, &Dialer::new(&lab.client), all[2], &[]);
 }
 
 #[test]
@@ -245,29 +286,69 @@ fn what_a_bridge_passes_on_for_another_machine_counts_at_its_ports() {
     if !Feature::Bridge.is_here() {
         return;
     }
-    let (lab, guest) = bridged();
+    let bridged = bridged(&[]);
+    let Bridged { lab, guest, .. } = &bridged;
     for (device, more) in [("eth0", &[][..]), ("port1", INGRESS)] {
         let throttle = throttle(&lab.client, &[device], more);
         let title = format!("bridged, at {device}");
-        assert_thirty_keep_pace(&title, &Dialer::new(&guest), lab.capture(), throttle);
+        assert_thirty_keep_pace(&title, &Dialer::new(guest), lab.capture(), throttle);
     }
-    assert_servers_answer(&lab, &Dialer::new(&guest), "port1", INGRESS);
+    assert_servers_answer(lab, &Dialer::new(guest), &["port1"], INGRESS);
+}
+
+#[test]
+fn what_a_bridge_passes_on_for_another_machine_does_not_count_at_the_bridge() {
+    if !Feature::Bridge.is_here() {
+        return;
+    }
+    let bridged = bridged(&[]);
+    let Bridged { lab, guest, .. } = &bridged;
+    let throttle = throttle(&lab.client, &["br0"], &[]);
+    let capture = lab.capture();
+    let _dialled = Dialer::new(guest).dial((0..30).map(dead_of_both));
+    capture.wait_for_attempts(ATTEMPTS, SOON);
+    assert!(throttle.limit_events().is_empty());
+    let left = throttle.stop().expect_success();
+    assert!(!left.stderr.contains("attempts "), "{}", left.stderr);
+}
+
+#[test]
+fn tags_stay_on_through_a_bridge_whoever_sent_them() {
+    if !Feature::Bridge.is_here() {
+        return;
+    }
+    // As a whole: what adds the tags is in it.
+    let bridged = bridged(&[7]);
+    let Bridged { lab, guest, .. } = &bridged;
+    let (own, other) = (Dialer::new(&lab.client), Dialer::new(guest));
+    let all: [(&Dialer, &[&str], &[&str]); 6] = [
+        (&own, &["br0.7"], &[]),
+        (&own, &["br0"], &[]),
+        (&own, &["eth0"], &[]),
+        (&own, &["br0.7", "br0", "eth0"], &[]),
+        (&other, &["eth0"], &[]),
+        (&other, &["port1"], INGRESS),
+    ];
+    for (dialer, devices, more) in all {
+        let throttle = throttle(&lab.client, devices, more);
+        let title = format!("tagged, bridged, at {}", devices.join(" and "));
+        let syns = assert_thirty_keep_pace(&title, dialer, lab.capture(), throttle);
+        let tags: Vec<_> = syns.iter().map(|syn| syn.vlan_ids()).collect();
+        assert!(tags.iter().all(|ids| *ids == [7]), "{title}: {tags:?}");
+    }
+    assert_servers_answer(lab, &own, all[3].1, &[]);
 }
 
 // ---- netkit ----------------------------------------------------------------
 
-/// A pod behind the client, by a pair of netkit devices: `nk0` is the client's.
-fn netkit() -> (Lab, Namespace) {
+const MODES: [netkit::Mode; 2] = [netkit::Mode::Ip, netkit::Mode::Ethernet];
+
+/// A pod behind the client, by a pair of netkit devices: `pod0` is the client's.
+fn netkit(mode: netkit::Mode) -> (Lab, Namespace) {
     let lab = Lab::plain();
     let pod = Namespace::new("pod");
     let client = &lab.client;
-    // Its peer gets a name of the kernel's.
-    let before = client.devices();
-    client.ip("link add pod0 type netkit");
-    let devices = client.devices();
-    let is_new = |device: &&String| !before.contains(device) && *device != "pod0";
-    let peer = devices.iter().find(is_new).unwrap();
-    client.ip(&format!("link set {peer} netns {} name eth0", pod.path()));
+    netkit::add_pair(client, "pod0", mode, &pod, "eth0");
     client.ip("link set pod0 up");
     pod.ip("link set eth0 up");
     client.ip("addr add 10.76.0.1/24 dev pod0");
@@ -288,14 +369,16 @@ fn attempts_of_a_pod_behind_netkit_keep_pace() {
     if !Feature::Netkit.is_here() {
         return;
     }
-    let (lab, pod) = netkit();
-    let dialer = Dialer::new(&pod);
-    for (device, more) in [("pod0", INGRESS), ("eth0", &[])] {
-        let throttle = throttle(&lab.client, &[device], more);
-        let title = format!("from behind netkit, at {device}");
-        assert_thirty_keep_pace(&title, &dialer, lab.capture(), throttle);
+    for mode in MODES {
+        let (lab, pod) = netkit(mode);
+        let dialer = Dialer::new(&pod);
+        for (device, more) in [("pod0", INGRESS), ("eth0", &[])] {
+            let throttle = throttle(&lab.client, &[device], more);
+            let title = format!("from behind netkit ({mode}), at {device}");
+            assert_thirty_keep_pace(&title, &dialer, lab.capture(), throttle);
+        }
+        assert_servers_answer(&lab, &dialer, &["pod0"], INGRESS);
     }
-    assert_servers_answer(&lab, &dialer, "pod0", INGRESS);
 }
 
 #[test]
@@ -303,10 +386,13 @@ fn in_a_pod_the_end_of_a_netkit_pair_is_a_device_like_others() {
     if !Feature::Netkit.is_here() {
         return;
     }
-    let (lab, pod) = netkit();
-    let throttle = throttle(&pod, &["eth0"], &[]);
-    let dialer = Dialer::new(&pod);
-    assert_thirty_keep_pace("in the pod, at netkit", &dialer, lab.capture(), throttle);
+    for mode in MODES {
+        let (lab, pod) = netkit(mode);
+        let throttle = throttle(&pod, &["eth0"], &[]);
+        let dialer = Dialer::new(&pod);
+        let title = format!("in the pod, at netkit ({mode})");
+        assert_thirty_keep_pace(&title, &dialer, lab.capture(), throttle);
+    }
 }
 
 // ---- wireguard -------------------------------------------------------------
@@ -374,7 +460,7 @@ fn over_wireguard_an_attempt_counts_where_it_is_not_yet_encrypted() {
         let capture = Capture::arriving(&lab.far, "wg0");
         assert_thirty_keep_pace(&title, &dialer, capture, throttle);
     }
-    assert_servers_answer(&lab, &dialer, "wg0", &[]);
+    assert_servers_answer(&lab, &dialer, &["wg0"], &[]);
     // Below, nothing is a SYN.
     let throttle = throttle(&lab.client, &["eth0"], &[]);
     let capture = Capture::arriving(&lab.far, "wg0");
@@ -383,6 +469,27 @@ fn over_wireguard_an_attempt_counts_where_it_is_not_yet_encrypted() {
     assert!(throttle.limit_events().is_empty());
     let left = throttle.stop().expect_success();
     assert!(!left.stderr.contains("attempts "), "{}", left.stderr);
+}
+
+// ---- macvlan ---------------------------------------------------------------
+
+#[test]
+fn on_a_macvlan_an_attempt_counts_once_at_whichever_device() {
+    if !Feature::Macvlan.is_here() {
+        return;
+    }
+    let mut lab = Lab::plain();
+    lab.client
+        .ip("link add link eth0 name own0 address 02:77:00:00:00:03 type macvlan mode bridge");
+    lab.client.ip("link set own0 up");
+    lab.move_client_to("own0");
+    let all: [&[&str]; 3] = [&["own0"], &["eth0"], &["own0", "eth0"]];
+    for devices in all {
+        let throttle = throttle(&lab.client, devices, &[]);
+        let title = format!("at {}", devices.join(" and "));
+        assert_thirty_keep_pace(&title, &Dialer::new(&lab.client), lab.capture(), throttle);
+    }
+    assert_servers_answer(&lab, &Dialer::new(&lab.client), all[2], &[]);
 }
 
 // ---- monitor ---------------------------------------------------------------
