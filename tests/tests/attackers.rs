@@ -97,7 +97,7 @@ fn a_flood_in_one_cgroup_delays_no_program_of_another() {
     );
     assert_eq!(throttle.limit_events().len(), 1);
     eprintln!(
-        "{sent} SYNs in {:?} in one cgroup: {} overflowed, {} were deferred, {} released; 40 of another \
+        "measured: flood beside another cgroup: {sent} SYNs in {:?} in one cgroup: {} overflowed, {} were deferred, {} released; 40 of another \
          connected within {took:.0} ms",
         generator::LASTS,
         count("overflowed"),
@@ -208,7 +208,7 @@ fn an_honest_program_is_released_in_its_turn_however_many_others_queue() {
         "{counts:?}"
     );
     eprintln!(
-        "beside {} attempts that are opened and closed, {CHILDREN} children and {SOURCES} forged \
+        "measured: queue attacker: beside {} attempts that are opened and closed, {CHILDREN} children and {SOURCES} forged \
          sources: {ahead:?} of theirs before the first, second and third of an honest program; {counts:?}",
         2 * OPENED
     );
@@ -259,7 +259,7 @@ fn beside_a_starved_daemon_the_rate_holds_and_nobody_fails() {
         PACE.assert_line(&times, Duration::from_secs(1));
         assert!(attempts.failed().is_empty());
         eprintln!(
-            "a daemon at SCHED_IDLE beside two busy loops: {ATTEMPTS} attempts out within {:.1} s (6.0 by \
+            "measured: starved daemon: at SCHED_IDLE beside two busy loops: {ATTEMPTS} attempts out within {:.1} s (6.0 by \
              the rate), none failed, by second {:?}",
             millis(times[0], *times.last().unwrap()) / 1e3,
             capture.so_far().per_second()
@@ -358,7 +358,7 @@ fn an_interface_that_goes_away_with_its_queue_leaves_the_others_alone() {
             "{counts:?}"
         );
         eprintln!(
-            "{fate:?} with a queue: the other interface let out {EACH} at its rate; here {} of {EACH} got \
+            "measured: interface {fate:?} with a queue: the other interface let out {EACH} at its rate; here {} of {EACH} got \
              out, {} failed",
             captures.0.attempts(),
             first.failed().len()

@@ -192,7 +192,7 @@ fn a_million_forged_answers_free_no_place_and_make_no_endpoint_known() {
             }
         });
         println!(
-            "{mode:?}: {} forged SYN-ACKs, RSTs and ICMP errors in {:.1?} about {} attempts: no place \
+            "measured: forged answers, {mode:?}: {} forged SYN-ACKs, RSTs and ICMP errors in {:.1?} about {} attempts: no place \
              freed, no endpoint known",
             2 * each,
             began.elapsed(),
@@ -225,7 +225,7 @@ fn two_hundred_thousand_forged_answers_on_a_wire_free_nothing() {
         let sent = batch.finish(&socket);
         assert_eq!(sent, FRAMES as u64);
         println!(
-            "{FRAMES} forged answers on a wire in {:.1?}: nothing freed",
+            "measured: forged answers on a wire: {FRAMES} in {:.1?}: nothing freed",
             began.elapsed()
         );
         drop(link);

@@ -406,8 +406,9 @@ fn replay(ifindex: u32, seed: u64) {
     let tallies = stage.bench.maps.tallies(&interface(ifindex));
     let [swallowed, passed] = verdicts;
     println!(
-        "seed {seed}: {PACKETS} packets, {changes} changes of the settings: {passed} SYNs passed and \
-         {swallowed} did not, as on the host; {skipped} took too long to be judged; {tallies:?}"
+        "measured: random history {seed}: {PACKETS} packets, {changes} changes of the settings: \
+         {passed} SYNs passed and {swallowed} did not, as on the host; {skipped} took too long to be \
+         judged"
     );
     assert!(skipped < PACKETS / 10 && passed > 200 && swallowed > 200);
     for tally in [

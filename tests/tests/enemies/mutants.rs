@@ -136,7 +136,7 @@ fn run(count: usize, seed: u64) {
     }
     assert_eq!(bench.counts(LOOPBACK), (0, 0));
     println!(
-        "seed {seed}: {count} damaged frames in {:.1?}: {} SYNs, {} SYN-ACKs, {} RSTs, {} ICMP errors, \
+        "measured: damaged frames, seed {seed}: {count} damaged frames in {:.1?}: {} SYNs, {} SYN-ACKs, {} RSTs, {} ICMP errors, \
          {} others, {} unparsed, each as on the host; {refused} are not for the kernel's runner",
         began.elapsed(),
         readings[0],

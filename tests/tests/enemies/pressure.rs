@@ -65,7 +65,11 @@ fn assert_sane(bench: &Bench, policy: &Policy, released: u64) -> (u64, u64) {
         most = (most.0.max(half_open), most.1.max(queued));
     }
     for line in bench.lines() {
-        assert!(line.queued.total() <= policy.line_capacity);
+        // Whose sender asks again after its place was forgiven has one again, though
+        // the line has filled up meanwhile.
+        let most = policy.line_capacity + u64::from(tiny().flows);
+        let waiting = line.queued.total();
+        assert!(waiting <= most, "{waiting} in a line");
     }
     most
 }
@@ -137,8 +141,8 @@ fn with_far_more_attempts_than_fit_the_count_heals_within_one_timeout() {
         }
         assert_eq!(bench.counts(LOOPBACK).0, policy.limit);
         println!(
-            "round {round}: {EACH} packets over room for {} flows: at most {} half-open and {} waiting, \
-             {entries} entries; nothing left after {healed:.2?}",
+            "measured: tiny tables, round {round}: {EACH} packets over room for {} flows: at most {} \
+             half-open and {} waiting, {entries} entries; nothing left after {healed:.2?}",
             tiny().flows,
             most.0,
             most.1
@@ -185,9 +189,8 @@ fn with_far_more_scopes_lines_and_endpoints_than_fit_nothing_is_stuck() {
     }
     let healed = assert_heals(&bench, &policy);
     println!(
-        "{SYNS} sources and as many endpoints over tables of {}: {held:?}; nothing left after \
-         {healed:.2?}; unhandled {:?}",
-        sizes.scopes,
-        bench.maps.unhandled()
+        "measured: tiny tables of scopes and endpoints: {SYNS} sources and as many endpoints over tables of {}: {held:?}; nothing left after \
+         {healed:.2?}",
+        sizes.scopes
     );
 }

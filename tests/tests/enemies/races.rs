@@ -135,13 +135,17 @@ fn after_two_cpus_raced_the_counts_are_the_sum_of_what_is_in_the_table() {
     let (half_open, queued) = bench.counts(LOOPBACK);
     let in_line: u64 = bench.lines().iter().map(|line| line.queued.total()).sum();
     println!(
-        "{} packets of 20 attempts by two CPUs in {:.1?}, {changes} changes of the settings: {half_open} \
-         half-open and {queued} waiting ({in_line} in lines), {counted} and {waiting} in the table; {:?}",
+        "measured: races: {} packets of 20 attempts by two CPUs in {:.1?}, {changes} changes of the \
+         settings: {half_open} half-open and {queued} waiting ({in_line} in lines), {counted} and \
+         {waiting} in the table",
         2 * EACH,
-        began.elapsed(),
-        bench.tallies()
+        began.elapsed()
     );
-    println!("unhandled {:?}", bench.maps.unhandled());
+    println!(
+        "{:?}, unhandled {:?}",
+        bench.tallies(),
+        bench.maps.unhandled()
+    );
     // No place is held by nobody, and nobody is without one.
     assert_eq!((half_open, queued, in_line), (counted, waiting, waiting));
     let tallies = bench.tallies();
@@ -198,8 +202,8 @@ fn ends_race_with_the_timeout_and_nothing_is_left_or_taken_twice() {
     bench.run(Entry::OutEgress, &Dial::v4(500).syn().ether());
     assert_eq!(bench.counts(LOOPBACK), (1, 0));
     println!(
-        "{} packets, {changes} changes, timeouts of 1 s: {:?}",
-        2 * EACH,
-        bench.tallies()
+        "measured: races with timeouts of 1 s: {} packets, {changes} changes of the settings: \
+         nothing left",
+        2 * EACH
     );
 }
