@@ -209,6 +209,7 @@ impl Capture {
     /// When they do not within `timeout`.
     #[track_caller]
     pub fn wait_for_attempts(&self, count: usize, timeout: Duration) -> Vec<Syn> {
+        let timeout = timeout * wait::slowness();
         let enough = || (self.attempts() >= count).then_some(());
         if wait::wait_at_most(timeout, enough).is_none() {
             panic!(

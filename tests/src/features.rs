@@ -90,13 +90,9 @@ impl Feature {
     /// When this machine should have it.
     #[track_caller]
     pub fn is_here(self) -> bool {
-        let Err(why) = self.probe() else { return true };
-        let whole = env::var(WHOLE).ok();
-        let may_lack = self.may_be_missing(kernel(), whole.as_deref());
-        assert!(
-            may_lack,
-            "this machine should have {self}, and has not: {why}"
-        );
+        if self.may_be_used() {
+            return true;
+        }
         let (major, minor) = self.known().since;
         match self {
             Self::Program(name) => eprintln!("skipped: {name} is not installed"),
@@ -105,6 +101,22 @@ impl Feature {
             }
             _ => eprintln!("skipped: this kernel has no {self}"),
         }
+        false
+    }
+
+    /// The same for a test that goes on without it.
+    ///
+    /// # Panics
+    /// As [`is_here`](Self::is_here).
+    #[track_caller]
+    pub fn may_be_used(self) -> bool {
+        let Err(why) = self.probe() else { return true };
+        let whole = env::var(WHOLE).ok();
+        let may_lack = self.may_be_missing(kernel(), whole.as_deref());
+        assert!(
+            may_lack,
+            "this machine should have {self}, and has not: {why}"
+        );
         false
     }
 
@@ -163,6 +175,15 @@ impl fmt::Display for Feature {
     }
 }
 
+/// How throttle can be attached here: the values of `--hook`.
+pub fn hooks() -> Vec<&'static str> {
+    if Feature::Tcx.may_be_used() {
+        vec!["tcx", "clsact"]
+    } else {
+        vec!["clsact"]
+    }
+}
+
 /// Runs these commands in a network namespace of their own, and returns what the
 /// first said that failed.
 fn tried(commands: &[&str]) -> Result<(), String> {
@@ -182,7 +203,7 @@ fn tried(commands: &[&str]) -> Result<(), String> {
 ///
 /// # Panics
 /// When its release is not understood.
-fn kernel() -> (u32, u32) {
+pub fn kernel() -> (u32, u32) {
     let told = uname().unwrap();
     let release = told.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());

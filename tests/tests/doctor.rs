@@ -413,6 +413,9 @@ fn an_ingress_qdisc_in_the_place_of_clsact_is_told() {
 
 #[test]
 fn other_programs_on_the_hook_are_named() {
+    if !Feature::Tcx.is_here() {
+        return;
+    }
     let namespace = namespace();
     namespace.tc("qdisc add dev eth0 clsact");
     let filter = "filter add dev eth0 egress pref 9 protocol ip flower ip_proto tcp action pass";
@@ -449,6 +452,9 @@ fn other_programs_on_the_hook_are_named() {
 
 #[test]
 fn a_running_throttle_shows_on_the_hook_with_what_is_before_and_behind_it() {
+    if !Feature::Tcx.is_here() {
+        return;
+    }
     for (hook, before) in [("tcx", false), ("clsact", true)] {
         let namespace = namespace();
         let _link = attach_passing(&namespace, "eth0", Hook::Egress);

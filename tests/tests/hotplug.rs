@@ -5,10 +5,11 @@
 use std::{
     collections::HashMap,
     fs,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 use throttle_tests::{
-    Dialer, Lab, Namespace, Throttle,
+    Dialer, Feature, Lab, Namespace, Throttle,
     addresses::dead,
     hooks::{BpfObjects, Hook, tcx_programs},
     throttle_cmd::{Running, scope_in, status},
@@ -20,7 +21,29 @@ use throttle_tests::{
 fn is_attached(namespace: &Namespace, ifindex: u32) -> bool {
     [Hook::Ingress, Hook::Egress]
         .into_iter()
-        .all(|hook| !tcx_programs(namespace, ifindex, hook).is_empty())
+        .all(|hook| has_program(namespace, ifindex, hook))
+}
+
+/// A program is there, by TCX or else by clsact.
+fn has_program(namespace: &Namespace, ifindex: u32, hook: Hook) -> bool {
+    static HAS_TCX: LazyLock<bool> = LazyLock::new(|| Feature::Tcx.may_be_used());
+    if *HAS_TCX {
+        return !tcx_programs(namespace, ifindex, hook).is_empty();
+    }
+    let place = match hook {
+        Hook::Ingress => "ingress",
+        Hook::Egress => "egress",
+    };
+    let name = namespace.run(|| {
+        let listed = nix::net::if_::if_nameindex().unwrap();
+        let device = listed.iter().find(|device| device.index() == ifindex)?;
+        Some(device.name().to_string_lossy().into_owned())
+    });
+    name.is_some_and(|device| {
+        let filters = ["filter", "show", "dev", &device, place];
+        let shown = namespace.program("tc").args(filters).output();
+        shown.stdout.contains("direct-action")
+    })
 }
 
 /// What it has of memory that is no file's.
@@ -225,8 +248,8 @@ fn an_interface_that_moves_away_takes_no_program_along() {
         "it to be rid of the programs",
         Duration::from_secs(5),
         || {
-            tcx_programs(&elsewhere, index, Hook::Egress).is_empty()
-                && tcx_programs(&elsewhere, index, Hook::Ingress).is_empty()
+            !has_program(&elsewhere, index, Hook::Egress)
+                && !has_program(&elsewhere, index, Hook::Ingress)
         },
     );
     elsewhere.ip(&format!("link set veth0 netns {}", namespace.path()));

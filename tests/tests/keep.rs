@@ -16,6 +16,7 @@ use throttle_tests::{
     Lab, Pace, Throttle,
     addresses::dead,
     dial::now_ns,
+    features::{Feature, hooks},
     frame::Syn,
     holds_for,
     hooks::{BpfObjects, HookState},
@@ -153,6 +154,10 @@ fn killed_under_load_the_rate_holds_and_the_next_daemon_is_exact_again() {
 
 #[test]
 fn without_keep_everything_is_gone_after_a_kill() {
+    // By clsact the filters stay, and let everything pass.
+    if !Feature::Tcx.is_here() {
+        return;
+    }
     let (lab, mounts) = lab();
     let before = (HookState::of(&lab.client), BpfObjects::now());
     let running = start(&lab, &mounts, &[]);
@@ -256,9 +261,9 @@ fn what_another_version_left_is_replaced_and_that_is_said() {
     let (lab, mounts) = lab();
     let first = start(&lab, &mounts, &["--keep"]);
     let attempts = lab.dial((0..20).map(dead));
-    wait_until("ten to wait", Duration::from_secs(5), || {
+    wait_until("some to wait", Duration::from_secs(5), || {
         let found = status(&lab.client, Some(&mounts));
-        scope_in(only(&found), "eth0")["queued"] == 10
+        scope_in(only(&found), "eth0")["queued"].as_u64() > Some(0)
     });
     change_layout(&pins_of(&first));
     first.signal(Signal::SIGKILL);
@@ -368,12 +373,12 @@ fn a_start_that_fails_leaves_what_is_kept_as_it_was() {
 
 #[test]
 fn who_adopts_without_keep_takes_all_of_it_along_at_the_end() {
-    for hook in ["--hook=tcx", "--hook=clsact"] {
+    for hook in hooks() {
         let (lab, mounts) = lab();
         let before = (HookState::of(&lab.client), BpfObjects::now());
-        drop(start(&lab, &mounts, &["--keep", hook]));
+        drop(start(&lab, &mounts, &["--keep", "--hook", hook]));
         assert_ne!(HookState::of(&lab.client), before.0, "{hook}");
-        let second = start(&lab, &mounts, &[hook]);
+        let second = start(&lab, &mounts, &["--hook", hook]);
         second.wait_log("adopted", Duration::from_secs(5));
         let found = status(&lab.client, Some(&mounts));
         assert_eq!(only(&found)["daemon"]["keep"], false);
@@ -389,7 +394,11 @@ fn who_adopts_without_keep_takes_all_of_it_along_at_the_end() {
 fn programs_change_from_one_hook_to_the_other_in_place() {
     let (lab, mounts) = lab();
     let bare = HookState::of(&lab.client);
+    let hooks = hooks();
     for (hook, other) in [("clsact", "tcx"), ("tcx", "clsact"), ("clsact", "clsact")] {
+        if !hooks.contains(&hook) || !hooks.contains(&other) {
+            continue;
+        }
         drop(start(&lab, &mounts, &["--keep", "--hook", hook]));
         let second = start(&lab, &mounts, &["--keep", "--hook", other]);
         second.wait_log("adopted", Duration::from_secs(5));

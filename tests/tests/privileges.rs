@@ -9,6 +9,7 @@ use throttle_tests::{
     Cgroup, Dialer, Lab, Pace,
     addresses::dead,
     clients::Connector,
+    features::hooks,
     frame::{Checksum, Syn},
     throttle_cmd::Running,
     wait_until,
@@ -112,7 +113,7 @@ fn with_that_deferred_attempts_get_out_with_their_mark_and_priority_and_it_detac
     /// Above what everybody may set.
     const PRIORITY: i32 = 7;
     let is_copy = |syn: &&Syn| syn.checksum == Checksum::Good;
-    for hook in ["tcx", "clsact"] {
+    for hook in hooks() {
         let lab = Lab::plain();
         let throttle = PACE.throttle(&lab.client, &lab.device, &["--hook", hook]);
         wait_for_few_privileges(&throttle);

@@ -235,26 +235,30 @@ fn bridged(tags: &[u16]) -> Bridged {
     client.ip("link set br0 up");
     guest.ip("link set eth0 up");
     let mut tagged = Vec::new();
-    let (mut of_client, mut of_guest) = ("br0", "eth0");
+    let (mut of_client, mut of_guest, mut far_mac) = ("br0", "eth0", "02:77:00:00:00:02");
     if !tags.is_empty() {
         tagged = vec![
             tags::add_device(client, "br0", tags, "02:78:00:00:00:01"),
             tags::add_device(&guest, "eth0", tags, "02:78:00:00:00:09"),
         ];
         (of_client, of_guest) = (&tagged[0].device, &tagged[1].device);
+        far_mac = "02:78:00:00:00:02";
     }
     lab.move_client_to(of_client);
     guest.ip(&format!("addr add {GUEST}/24 dev {of_guest}"));
     guest.ip(&format!("addr add {GUEST_V6}/64 dev {of_guest} nodad"));
-    for (family, via) in [
+    for (family, far) in [
         ("", addresses::FAR.to_string()),
         ("-6 ", addresses::FAR_V6.to_string()),
     ] {
         guest.ip(&format!(
-            "{family}route add default via {via} dev {of_guest}"
+            "{family}route add default via {far} dev {of_guest}"
+        ));
+        // So that no packet waits for an answer.
+        guest.ip(&format!(
+            "neigh replace {far} lladdr {far_mac} dev {of_guest} nud permanent"
         ));
     }
-    // So that no first packet waits for that.
     Dialer::new(&guest)
         .dial([live(9, 9), live_v6(9, 9)])
         .wait_for_all(SOON);

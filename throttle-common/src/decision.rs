@@ -242,26 +242,33 @@ impl Device {
     }
 }
 
-/// Rule 2: a SYN whose flow is in the table with the same sequence number.
+/// Rule 2: a SYN whose flow is in the table with the same sequence number, and is the
+/// attempt that `seen` is the phase word of.
 ///
 /// `device` is where it is seen now; `line` may be missing if the kernel evicted
 /// it.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "each is another fact")]
 pub fn seen_again(
     context: &Context<'_>,
     scope: &Scope,
     line: Option<&Line>,
     flow: &Flow,
+    seen: PhaseWord,
     offer: Offer,
     endpoint_is_known: bool,
     device: Device,
 ) -> Again {
     let word = flow.phase_word();
+    let over = match offer {
+        Offer::Sender => Again::Ended,
+        Offer::Daemon => Again::NotNeeded,
+    };
+    if !word.is_of(seen) {
+        return over;
+    }
     match word.phase() {
-        Phase::Ended => match offer {
-            Offer::Sender => Again::Ended,
-            Offer::Daemon => Again::NotNeeded,
-        },
+        Phase::Ended => over,
         // On a second device it is the copy that was released on the first.
         Phase::Counted(_) | Phase::Known if offer == Offer::Daemon => {
             if device.ifindex == flow.ifindex {

@@ -22,6 +22,29 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
+    /// A few bits that are seldom the same for two keys.
+    #[inline(always)]
+    const fn mixed(&self) -> u64 {
+        let ([a, b, c, d, e, f, g, h, ..], [i, j, k, l, m, n, o, p, ..]) =
+            (self.source, self.destination);
+        let [_, _, _, _, _, _, _, _, q, r, s, t, u, v, w, x] = self.source;
+        let [_, _, _, _, _, _, _, _, a2, b2, c2, d2, e2, f2, g2, h2] = self.destination;
+        let ([i2, j2], [k2, l2]) = (self.source_port, self.destination_port);
+        let parts = [
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_ne_bytes([q, r, s, t, u, v, w, x]),
+            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+            u64::from_ne_bytes([a2, b2, c2, d2, e2, f2, g2, h2]),
+            u32::from_ne_bytes([i2, j2, k2, l2]) as u64,
+        ];
+        let (mut mixed, mut at) = (0_u64, 0);
+        while at < parts.len() {
+            mixed = (mixed.rotate_left(5) ^ parts[at]).wrapping_mul(GOLDEN);
+            at += 1;
+        }
+        mixed >> (64 - NONCE_BITS)
+    }
+
     /// The endpoint that is dialled.
     #[inline(always)]
     #[must_use]
@@ -60,6 +83,10 @@ pub enum Phase {
     /// Half-open and uncounted: its endpoint was known.
     Known,
 }
+
+/// 2^64 divided by the golden ratio: the upper bits of a product with it are mixed
+/// (Fibonacci hashing).
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 const KIND_SHIFT: u32 = 61;
 /// Set in the word of an attempt that has ended, where others have their place, once
@@ -108,8 +135,8 @@ impl PhaseWord {
         (self.0 >> PLACE_BITS) & ((1 << NONCE_BITS) - 1)
     }
 
-    /// Whether this is a word of the same attempt as `seen`, but for one in some
-    /// hundred million that are given its memory.
+    /// Whether this is a word of the same attempt as `seen`, or of one in some eight
+    /// thousand that are given its memory.
     #[inline(always)]
     #[must_use]
     pub const fn is_of(self, seen: Self) -> bool {
@@ -229,8 +256,25 @@ impl Flow {
 
     #[inline(always)]
     const fn nonce(isn: u32, now_ns: u64) -> u64 {
-        // Fibonacci hashing: the upper bits of a product by 2^64/phi are mixed.
-        (((isn as u64) << 31) ^ now_ns).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - NONCE_BITS)
+        (((isn as u64) << 31) ^ now_ns).wrapping_mul(GOLDEN) >> (64 - NONCE_BITS)
+    }
+
+    /// Says under which key it will be found: once, before it is put into a table.
+    #[inline(always)]
+    pub fn found_under(&self, key: &FlowKey) {
+        let word = self.phase.load();
+        self.phase.swap(word ^ (key.mixed() << PLACE_BITS));
+    }
+
+    /// The phase word, if what is here is still the attempt that was found under `key`:
+    /// its memory may have been given to another one since, with whatever is in it half
+    /// written. What is read afterwards is believed only while
+    /// [`is_of`](PhaseWord::is_of) holds.
+    #[inline(always)]
+    pub fn word_of(&self, key: &FlowKey) -> Option<PhaseWord> {
+        let word = self.phase_word();
+        let nonce = Self::nonce(self.isn, self.first_ns) ^ key.mixed();
+        (word.nonce() == nonce).then_some(word)
     }
 
     /// The phase word as it is now: what a change by compare-and-swap starts
@@ -382,6 +426,31 @@ mod tests {
         assert!(flow.advance(word, Phase::Ended));
         assert!(!flow.advance(word, Phase::Ended));
         assert!(!flow.advance(flow.phase_word(), Phase::Deferred));
+    }
+
+    #[test]
+    fn a_word_is_of_the_attempt_with_its_key_or_of_none() {
+        let key = |n: u8| FlowKey {
+            source: [n; 16],
+            destination: [0; 16],
+            source_port: [n, 1],
+            destination_port: [0, 80],
+        };
+        let flow = Flow::new(&attempt(1), Entry::Known, 5);
+        flow.found_under(&key(1));
+        let word = flow.word_of(&key(1)).unwrap();
+        assert!(flow.phase() == Phase::Known && word.phase() == Phase::Known);
+        // Of some hundred others hardly any looks like it.
+        let others = (2..=255).filter(|&n| flow.word_of(&key(n)).is_some());
+        assert!(others.count() < 3);
+        assert!(flow.advance(word, Phase::Ended));
+        assert!(flow.word_of(&key(1)).unwrap().is_of(word));
+        let half_written = Flow {
+            isn: 2,
+            ..Flow::new(&attempt(1), Entry::Known, 5)
+        };
+        half_written.found_under(&key(1));
+        assert!(half_written.word_of(&key(1)).is_none());
     }
 
     #[test]

@@ -17,15 +17,16 @@ static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, BPF_F_
 #[map(name = "UNCOUNTED")]
 static UNCOUNTED: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, BPF_F_NO_COMMON_LRU);
 
-/// The attempt with this key.
+/// The attempt with this key, and its phase word.
 ///
-/// The memory may be given to another attempt while it is looked at; the phase
-/// word makes changes on behalf of the old one fail.
+/// The memory may be given to another attempt while it is looked at; changes on
+/// behalf of the old one start from its phase word, and fail.
 #[inline(always)]
 #[must_use]
-pub fn get(key: &FlowKey) -> Option<&'static Flow> {
+pub fn get(key: &FlowKey) -> Option<(&'static Flow, PhaseWord)> {
     // SAFETY: values of a preallocated map stay mapped; see above for reuse.
-    unsafe { FLOWS.get(key).or_else(|| UNCOUNTED.get(key)) }
+    let flow = unsafe { FLOWS.get(key).or_else(|| UNCOUNTED.get(key)) }?;
+    Some((flow, flow.word_of(key)?))
 }
 
 /// What came of putting a new attempt into its table.
@@ -39,8 +40,8 @@ pub enum Insertion {
     Full,
 }
 
-/// `EEXIST` of asm-generic/errno-base.h, as helpers return it.
-const EEXIST: i32 = -17;
+/// `ENOMEM` of asm-generic/errno-base.h, as helpers return it.
+const ENOMEM: i32 = -12;
 
 /// Puts a new attempt into its table.
 #[inline(always)]
@@ -49,15 +50,22 @@ pub fn insert(key: &FlowKey, flow: &Flow, is_counted: bool) -> Insertion {
     let table = if is_counted { &FLOWS } else { &UNCOUNTED };
     match table.insert(key, flow, BPF_NOEXIST) {
         Ok(()) => Insertion::Done,
-        Err(EEXIST) => Insertion::Taken,
-        Err(_) => Insertion::Full,
+        Err(ENOMEM) => Insertion::Full,
+        // Or it is at that part of the table in this very moment.
+        Err(_) => Insertion::Taken,
     }
 }
 
 /// Takes the attempt that `seen` is the phase word of out of its table, once it has
 /// ended and unless another CPU is at it.
+///
+/// If the kernel throws it out meanwhile, and another CPU puts one with the same key in
+/// its place, that goes instead; its count heals.
 #[inline(always)]
 pub fn take_out(key: &FlowKey, flow: &Flow, seen: PhaseWord) {
+    if !flow.claim_entry(seen) {
+        return;
+    }
     // Two CPUs may have put one with this key into each of the tables; and what was
     // found under it may have got another one.
     let is_it = |found: Option<&Flow>| found.is_some_and(|found| ptr::eq(found, flow));
@@ -67,11 +75,8 @@ pub fn take_out(key: &FlowKey, flow: &Flow, seen: PhaseWord) {
     } else if is_it(unsafe { UNCOUNTED.get(key) }) {
         &UNCOUNTED
     } else {
-        return;
+        return flow.disclaim_entry(seen);
     };
-    if !flow.claim_entry(seen) {
-        return;
-    }
     match table.remove(key) {
         // Or else the kernel had thrown it out.
         Ok(()) | Err(ENOENT) => {}
@@ -89,5 +94,5 @@ pub fn take_out_if_over(key: &FlowKey, flow: &Flow, seen: PhaseWord) {
     }
 }
 
-/// `ENOENT` of asm-generic/errno-base.h, as helpers return it.
+/// `ENOENT`, likewise.
 const ENOENT: i32 = -2;

@@ -122,11 +122,9 @@ fn note(key: FlowKey, number: u32, incoming: Incoming) -> Incoming {
 #[inline(always)]
 pub fn on_answer() {
     let Some(seen) = scratch::seen() else { return };
-    let Some(flow) = flows::get(&seen.key) else {
+    let Some((flow, word)) = flows::get(&seen.key) else {
         return;
     };
-    // Before it is looked at: what is seen below is of this attempt or of none.
-    let word = flow.phase_word();
     let incoming = Incoming::from_raw(seen.incoming);
     let (fits, how) = match incoming {
         Incoming::SynAck => (decision::acknowledges(flow, seen.number), Tally::Answered),

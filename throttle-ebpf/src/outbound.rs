@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::TC_ACT_SHOT, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::warn;
 use throttle_common::{
     decision::{self, Admission, Again, Context, Deferral, Offer, Verdict},
-    flow::{Attempt, Entry, Flow},
+    flow::{Attempt, Entry, Flow, PhaseWord},
     frame::{self, Headers, Kind, Layout, Link, Syn},
     policy::Mode,
     process::Process,
@@ -174,10 +174,9 @@ pub fn on_syn(skb: &Skb) -> i32 {
         if offer == Offer::Sender && exempt::is_exempt(&syn.key.endpoint()) {
             return Verdict::Pass;
         }
-        if let Some(flow) = flows::get(&syn.key) {
-            let word = flow.phase_word();
+        if let Some((flow, word)) = flows::get(&syn.key) {
             if flow.isn == syn.number {
-                let again = on_known_flow(skb, context, syn, flow, offer);
+                let again = on_known_flow(skb, context, syn, flow, word, offer);
                 if again != Again::Ended {
                     // It may have ended while its places in the queue were handed
                     // in, and who ended it left the rest to us.
@@ -226,6 +225,7 @@ fn on_known_flow(
     context: &Context<'_>,
     syn: &Seen,
     flow: &'static Flow,
+    seen: PhaseWord,
     offer: Offer,
 ) -> Again {
     let known = is_known(context, syn);
@@ -242,7 +242,7 @@ fn on_known_flow(
         owner: flow.owner,
     });
     let device = departures::device(skb, context, syn, flow, offer);
-    let again = decision::seen_again(context, scope, line, flow, offer, known, device);
+    let again = decision::seen_again(context, scope, line, flow, seen, offer, known, device);
     match again {
         Again::Released => {
             tallies::count(&flow.scope, Tally::Released);
@@ -431,7 +431,10 @@ fn insert(
     entry: Entry,
 ) -> Insertion {
     let insertion = match scratch::flow(Flow::new(attempt, entry, context.now_ns)) {
-        Some(flow) => flows::insert(&syn.key, flow, entry != Entry::Known),
+        Some(flow) => {
+            flow.found_under(&syn.key);
+            flows::insert(&syn.key, flow, entry != Entry::Known)
+        }
         None => Insertion::Full,
     };
     match insertion {
@@ -515,7 +518,7 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
                 }
             }
             tallies::count(&attempt.scope, Tally::Deferred);
-            if let Some(flow) = flows::get(&syn.key) {
+            if let Some((flow, _)) = flows::get(&syn.key) {
                 hand_over(skb, context, syn, flow, scope);
             }
             verdict

@@ -38,8 +38,9 @@ pub fn changed(context: &BtfTracePointContext) {
         return;
     };
     sockets::forget(cookie);
-    let Some(flow) = flows::get(&key) else { return };
-    let word = flow.phase_word();
+    let Some((flow, word)) = flows::get(&key) else {
+        return;
+    };
     if flow.cookie == cookie {
         inbound::finish(flow, word, how);
         flows::take_out(&key, flow, word);

@@ -94,7 +94,7 @@ impl Level {
                 false
             }
             Self::Boot if !vm::are_for_this_machine() => {
-                println!("skipped: other kernels: this machine has no apt-get, or is no x86-64");
+                println!("skipped: other kernels: this machine is no Debian on x86-64");
                 false
             }
             _ => true,

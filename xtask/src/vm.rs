@@ -125,7 +125,15 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
         let named = asked.kernels.iter().map(|name| Target::named(name));
         named.collect::<Result<_>>()?
     };
-    setup::run(&[setup::Purpose::Kernel, setup::Purpose::Vm])?;
+    let emulated = targets.iter().any(|target| *target != Target::Here);
+    let purposes = [setup::Purpose::Kernel, setup::Purpose::Vm];
+    setup::run(if emulated { &purposes } else { &purposes[..1] })?;
+    if emulated && !are_for_this_machine() {
+        bail!(
+            "fetch Debian's kernels: this machine is no Debian on x86-64\n\
+             run `cargo xtask vm here` for the kernel of this machine"
+        );
+    }
     let names: Vec<String> = if asked.quick {
         QUICK.map(str::to_owned).to_vec()
     } else if asked.tests.is_empty() {
@@ -144,7 +152,6 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
 
     fs::create_dir_all(folder()?).context("make the folder of the virtual machines")?;
     let programs = built(&names)?;
-    let emulated = targets.iter().any(|target| *target != Target::Here);
     let emulator = emulated.then(|| Emulator::with(&programs)).transpose()?;
 
     let mut failures = Vec::new();
@@ -154,8 +161,17 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
         println!("\n== vm: {target}");
         let started = Instant::now();
         let results = match (target, &emulator) {
-            (Target::Emulated(kernel), Some(emulator)) => emulator.run(kernel, &programs, &args)?,
-            (Target::Here | Target::Emulated(_), _) => run_here(&programs, &args)?,
+            (Target::Emulated(kernel), Some(emulator)) => emulator.run(kernel, &programs, &args),
+            (Target::Here | Target::Emulated(_), _) => run_here(&programs, &args),
+        };
+        let results = match results {
+            Ok(results) => results,
+            // The others have their turn all the same.
+            Err(error) => {
+                failures.push(format!("{target}: {error:#}"));
+                all += Tally::one_failed();
+                continue;
+            }
         };
         let took = started.elapsed().as_secs_f64();
         let title = format!("Linux {}", results.release());
@@ -188,7 +204,7 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
 
 /// Whether Debian's kernels can be fetched for, and run on, a machine like this one.
 pub(crate) fn are_for_this_machine() -> bool {
-    cfg!(target_arch = "x86_64") && xtask::tools::program("apt-get").is_some()
+    cfg!(target_arch = "x86_64") && kernel::has_archive()
 }
 
 /// Writes the results of the last runs into the page about kernels, oldest first.

@@ -272,6 +272,12 @@ impl Tests {
         let printed = String::from_utf8_lossy(&fs::read(OUTPUT)?).into_owned();
 
         let mut tests = tests_of(&printed);
+        if !is_all(&tests, &printed) {
+            tests.push(Test::failed(
+                "(all)",
+                "what it printed of each test is not what it says of all",
+            ));
+        }
         match ended {
             Some(0 | TEST_FAILED) => {}
             Some(status) => tests.push(Test::failed(
@@ -411,6 +417,26 @@ fn tests_of(printed: &str) -> Vec<Test> {
     tests.collect()
 }
 
+/// Whether these are as many as the program says at its end. It may have been killed
+/// before that; and what others print may stand in the way.
+fn is_all(tests: &[Test], printed: &str) -> bool {
+    let said = printed.lines().rev().find_map(|line| {
+        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let numbers = counts.split("; ").map_while(|count| {
+            let (number, _) = count.split_once(' ')?;
+            number.parse::<usize>().ok()
+        });
+        Some(numbers.take(3).collect::<Vec<_>>())
+    });
+    let of = |ends: &[End]| tests.iter().filter(|test| ends.contains(&test.end)).count();
+    said.is_some_and(|said| {
+        said.len() == 3
+            && said[1] == of(&[End::Failed])
+            // Those that skipped themselves passed.
+            && said[0] + said[2] == of(&[End::Passed, End::Skipped])
+    })
+}
+
 /// What was measured: lines that begin with `measured: `.
 fn measured_in(printed: &str) -> impl Iterator<Item = &str> {
     printed
@@ -521,6 +547,10 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured
         ];
         let expected = expected.map(|(test, end, why)| (test.to_owned(), end, why.to_owned()));
         assert_eq!(ends, expected);
+        assert!(is_all(&tests_of(PRINTED), PRINTED));
+        let lost = PRINTED.replace("test d ... ignored\n", "");
+        assert!(!is_all(&tests_of(&lost), &lost));
+        assert!(!is_all(&[], "killed"));
         let measured: Vec<&str> = measured_in(PRINTED).collect();
         assert_eq!(measured, ["50 waited, 1 ms"]);
     }

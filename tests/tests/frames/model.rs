@@ -152,6 +152,7 @@ impl Model {
             scope,
             line,
             flow,
+            flow.phase_word(),
             offer,
             known,
             decision::Device::plain(self.ifindex),

@@ -108,6 +108,7 @@ impl Stage {
             &self.scope,
             line,
             flow,
+            flow.phase_word(),
             offer,
             false,
             Device::plain(INTERFACE),
@@ -646,6 +647,7 @@ impl Case {
             &stage.scope,
             line,
             &flow,
+            flow.phase_word(),
             self.offer,
             self.endpoint_is_known,
             Device::plain(ifindex),
@@ -1078,6 +1080,7 @@ fn offered_on_fq(stage: &Stage, flow: &Flow, ahead_ns: u64) -> Again {
         &stage.scope,
         Some(&stage.line),
         flow,
+        flow.phase_word(),
         Offer::Sender,
         false,
         Device {

@@ -44,6 +44,11 @@ fn sources() -> Result<String> {
     Ok(sources)
 }
 
+/// Whether this machine gets packages from Debian's archive.
+pub(super) fn has_archive() -> bool {
+    xtask::tools::program("apt-get").is_some() && sources().is_ok()
+}
+
 /// The same, from what apt tells of its sources.
 fn sources_of(told: &str) -> String {
     SUITES

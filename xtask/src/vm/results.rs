@@ -1,6 +1,6 @@
 //! What the machines said: read from their consoles, kept, and shown as a table.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, ops::AddAssign};
+use std::{collections::BTreeMap, fmt::Write as _, fs, io::ErrorKind, ops::AddAssign};
 
 use anyhow::{Context as _, Result};
 
@@ -11,6 +11,8 @@ const OURS: &str = "throttle-vm: ";
 /// What the names of files with results end with.
 const EXTENSION: &str = "results";
 
+/// What a failure is of that is none of a test program.
+const MACHINE: &str = "machine";
 /// What lines of such a file begin with that tell what was measured.
 const MEASURED: &str = "measured ";
 
@@ -109,7 +111,7 @@ impl Results {
 
     /// The machine as a whole failed.
     pub(super) fn fails(&mut self, why: &str) {
-        let program = self.running.take().unwrap_or_else(|| "machine".to_owned());
+        let program = self.running.take().unwrap_or_else(|| MACHINE.to_owned());
         self.tests.push(Test {
             program,
             name: "(all)".to_owned(),
@@ -122,6 +124,10 @@ impl Results {
     /// each test.
     pub(super) fn finish(&mut self) {
         let total = self.total();
+        if self.tests.is_empty() {
+            self.fails("no test was run: see its console");
+            return;
+        }
         match self.decided.take() {
             Some(decided) if decided == total => {}
             Some(decided) => self.fails(&format!("it decided {decided}, but said {total}")),
@@ -157,7 +163,10 @@ impl Results {
             Some(before) if before.release == self.release => before,
             Some(_) | None => Self::new(&self.release),
         };
-        let is_new = |program: &str| self.tests.iter().any(|new| new.program == program);
+        let is_new = |program: &str| {
+            // What went wrong with the machine is no result of a test program.
+            program == MACHINE || self.tests.iter().any(|new| new.program == program)
+        };
         all.tests.retain(|old| !is_new(&old.program));
         all.tests.extend(self.tests.iter().cloned());
         all.measured.retain(|(program, _)| !is_new(program));
@@ -176,8 +185,10 @@ impl Results {
 
     fn load(series: &str) -> Result<Option<Self>> {
         let path = folder()?.join(format!("{series}.{EXTENSION}"));
-        let Ok(text) = fs::read_to_string(path) else {
-            return Ok(None);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
         let mut lines = text.lines();
         let mut results = Self::new(lines.next().unwrap_or_default());
@@ -193,12 +204,13 @@ impl Results {
 
 /// The results of the last runs on the kernels of these names.
 pub(super) fn stored<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Results>> {
-    let all = names.map(Results::load);
-    Ok(all
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .flatten()
-        .collect())
+    let all = names.map(|name| {
+        let results = Results::load(name)?;
+        results.with_context(|| {
+            format!("find what came of the tests on {name}: run `cargo xtask vm {name}` first")
+        })
+    });
+    all.collect()
 }
 
 impl Test {
@@ -249,6 +261,15 @@ impl Tally {
             }
         }
         tally
+    }
+
+    /// A machine that could not be run.
+    pub(super) const fn one_failed() -> Self {
+        Self {
+            passed: 0,
+            failed: 1,
+            skipped: 0,
+        }
     }
 
     /// As a test program tells it at its end, for who adds such lines up.

@@ -502,6 +502,7 @@ impl World {
             &self.scope,
             Some(&self.lines[line]),
             &flow,
+            flow.phase_word(),
             offer,
             known,
             Device::plain(INTERFACE),
