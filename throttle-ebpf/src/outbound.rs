@@ -391,7 +391,7 @@ fn admit(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
     };
     match insert(skb, context, syn, attempt, entry) {
         Insertion::Done => {}
-        failed => {
+        failed @ (Insertion::Taken | Insertion::Full) => {
             decision::undo(scope, None, entry);
             return not_inserted(context, attempt, failed);
         }
@@ -512,7 +512,7 @@ fn defer(skb: &Skb, context: &Context<'_>, syn: &Seen) -> Verdict {
         Deferral::Waits { entry, .. } => {
             match insert(skb, context, syn, attempt, entry) {
                 Insertion::Done => {}
-                failed => {
+                failed @ (Insertion::Taken | Insertion::Full) => {
                     decision::undo(scope, Some(line), entry);
                     return not_inserted(context, attempt, failed);
                 }
