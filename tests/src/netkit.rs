@@ -40,14 +40,13 @@ const ANY_DEVICE: [u8; 16] = [0; 16];
 /// When the kernel refuses.
 #[track_caller]
 pub fn add_pair(namespace: &Namespace, name: &str, mode: Mode, peer: &Namespace, peer_name: &str) {
+    // Open until the kernel has answered.
     let peers = File::open(peer.path()).unwrap();
-    let peers = u32::try_from(peers.as_raw_fd())
-        .map(|fd| (fd, peers))
-        .unwrap();
+    let peers_fd = u32::try_from(peers.as_raw_fd()).unwrap();
     let of_peer = [
         ANY_DEVICE.to_vec(),
         attribute(libc::IFLA_IFNAME, &text(peer_name)),
-        attribute(libc::IFLA_NET_NS_FD, &peers.0.to_ne_bytes()),
+        attribute(libc::IFLA_NET_NS_FD, &peers_fd.to_ne_bytes()),
     ]
     .concat();
     let data = [
