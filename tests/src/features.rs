@@ -94,12 +94,12 @@ impl Feature {
             return true;
         }
         let (major, minor) = self.known().since;
-        match self {
-            Self::Program(name) => eprintln!("skipped: {name} is not installed"),
-            _ if (major, minor) > kernel() => {
-                eprintln!("skipped: this kernel has no {self}: Linux {major}.{minor} has");
-            }
-            _ => eprintln!("skipped: this kernel has no {self}"),
+        if let Self::Program(name) = self {
+            eprintln!("skipped: {name} is not installed");
+        } else if (major, minor) > kernel() {
+            eprintln!("skipped: this kernel has no {self}: Linux {major}.{minor} has");
+        } else {
+            eprintln!("skipped: this kernel has no {self}");
         }
         false
     }
@@ -168,9 +168,10 @@ impl Feature {
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Known { name, .. } = self.known();
-        match self {
-            Self::Program(_) => f.write_str(name),
-            _ => write!(f, "{name} ({})", self.kernel_name()),
+        if let Self::Program(_) = self {
+            f.write_str(name)
+        } else {
+            write!(f, "{name} ({})", self.kernel_name())
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Where an interface has fq, attempts that wait leave it at their times.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
-
 use std::time::Duration;
 use throttle_tests::{
     Behaviour, Feature, Lab, Pace, Throttle,

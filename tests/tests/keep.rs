@@ -286,9 +286,10 @@ fn what_another_version_left_is_replaced_and_that_is_said() {
     wait_until("the limit to be reached", Duration::from_secs(5), || {
         !second.limit_events().is_empty()
     });
-    let released = began.elapsed().as_secs_f64() * f64::from(PACE.per_second);
-    // Those that were out ask again, ten have room, and one is on its way.
-    let most = 21 + released as usize;
+    // Those that were out ask again, ten have room, one is on its way, and the others
+    // were released.
+    let released = began.elapsed().as_nanos() / PACE.interval().as_nanos();
+    let most = 21 + usize::try_from(released).unwrap();
     assert!(capture.attempts() <= most, "{}", capture.attempts());
     assert!(attempts.failed().is_empty());
     drop(second);

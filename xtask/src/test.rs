@@ -97,7 +97,9 @@ impl Level {
                 println!("skipped: other kernels: this machine is no Debian on x86-64");
                 false
             }
-            _ => true,
+            Self::Host | Self::Kernel | Self::Formats | Self::Package | Self::Boot | Self::Vm => {
+                true
+            }
         }
     }
 
