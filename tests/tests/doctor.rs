@@ -478,6 +478,9 @@ fn a_running_throttle_shows_on_the_hook_with_what_is_before_and_behind_it() {
 
 #[test]
 fn without_the_right_to_look_at_programs_they_are_not_taken_for_none() {
+    if !Feature::Tcx.is_here() {
+        return;
+    }
     let namespace = namespace();
     let _link = attach_passing(&namespace, "eth0", Hook::Egress);
     let said = Said::of(without(&namespace, "-sys_admin"));

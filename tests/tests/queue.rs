@@ -9,6 +9,7 @@ use throttle_tests::{
     holds_for,
     inject::Forger,
     timing::millis,
+    wait::slowness,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -149,9 +150,11 @@ fn a_program_that_forks_for_each_attempt_has_no_more_turns() {
     for (n, to) in (450..453).map(dead).enumerate() {
         let syn = capture.wait_for_syn_to(to, SOON);
         let ahead = scanned_between(&capture, started_ns, syn.at_ns);
-        // One of theirs for each one of its own.
+        // One of theirs for each one of its own. On a slow machine the daemon may read of
+        // it a turn or two later.
+        let late = slowness().min(3) as usize;
         assert!(
-            ahead <= n + 1,
+            ahead <= n + late,
             "{ahead} of the scanner's children went first"
         );
         eprintln!(
