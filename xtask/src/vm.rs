@@ -212,9 +212,8 @@ fn write_page() -> Result<ExitCode> {
     let emulated = Kernel::ALL.map(Target::Emulated);
     let [oldest, middle, newest] = emulated;
     let targets = [oldest, middle, Target::Here, newest];
-    let page = results::page(&results::stored(
-        targets.iter().map(|target| target.name()),
-    )?);
+    let results = results::stored(targets.iter().map(|target| target.name()))?;
+    let page = results::page(&results, &TESTS);
     let path = root()?.join(PAGE);
     let say = || format!("write {}", path.display());
     let text = fs::read_to_string(&path).with_context(say)?;

@@ -303,23 +303,23 @@ impl Tally {
 }
 
 /// What the page about kernels has between its marks: a row for each test program and
-/// a column for each kernel; the reasons of what did not pass; what was measured.
-pub(super) fn page(kernels: &[Results]) -> String {
+/// a column for each kernel; the reasons of what did not pass; what was measured. What
+/// else was run, by hand, is left out.
+pub(super) fn page(kernels: &[Results], programs: &[&str]) -> String {
     let mut text = String::from("## Results\n\n");
     text += &heading("tests", kernels);
-    for program in distinct(kernels, |kernel| {
-        kernel.tests.iter().map(|test| test.program.as_str())
-    }) {
+    for program in programs {
         let cells = kernels.iter().map(|kernel| {
             let tests = kernel.tests.iter();
-            Tally::of(tests.filter(|test| test.program == program)).cell()
+            Tally::of(tests.filter(|test| test.program == *program)).cell()
         });
         text += &row(&format!("`{program}`"), cells);
     }
 
     let mut reasons: BTreeMap<(&str, &str, &str, &str), Vec<&str>> = BTreeMap::new();
     for kernel in kernels {
-        for test in &kernel.tests {
+        let wanted = |test: &&Test| programs.contains(&test.program.as_str());
+        for test in kernel.tests.iter().filter(wanted) {
             let end = match test.end {
                 End::Passed => continue,
                 End::Failed => "failed",
@@ -477,7 +477,7 @@ mod tests {
         let mut results = said(&GOOD);
         results.take("throttle-vm: measured frames a frame: 1 ms");
         assert_eq!(
-            page(&[results]),
+            page(&[results], &["frames"]),
             "## Results\n\n| tests | 6.1 |\n|---|---|\n| `frames` | 1 passed, 1 skipped |\n\n\
              ### What did not pass\n\n| test | kernels | |\n|---|---|---|\n\
              | `frames`: b | 6.1 | skipped: no \\| fq |\n\n\
