@@ -267,7 +267,7 @@ fn a_delay_line_makes_a_round_trip_time() {
     assert!(
         serial
             .iter()
-            .all(|took| (20..30).contains(&took.as_millis())),
+            .all(|took| (20..20 + slack).contains(&took.as_millis())),
         "{serial:?}"
     );
 }
