@@ -72,8 +72,8 @@ pub(crate) const TESTS: [&str; 30] = [
     "attackers",
 ];
 
-/// Those of them that need a minute together: the programs are loaded, attached by
-/// each hook, decide, and are let go.
+/// Those of them that need a minute together: the programs are loaded, attached by the
+/// hook that the kernel has, decide, and are let go.
 const QUICK: [&str; 5] = ["object", "monitor", "exempt", "handover", "leaves_nothing"];
 
 /// How long one test program may take in there.

@@ -24,8 +24,8 @@ use crate::{
 
 /// Where the tests are, inside.
 const HOME: &str = "/throttle";
-/// The programs that tests run. What is missing here is missing there, and tests say
-/// that they are skipped.
+/// The programs that tests run. What is missing here is missing there, and the tests
+/// that need it fail.
 const PROGRAMS: [&str; 41] = [
     "wg", "stty", "sh", "bash", "ip", "tc", "ss", "ethtool", "tcpdump", "nmap", "masscan", "curl",
     "ps", "setpriv", "nsenter", "unshare", "script", "sleep", "stat", "readlink", "id", "cat",

@@ -84,7 +84,7 @@ fn fetch(folder: &Path) -> Result<()> {
         // What apt knows may be old, or nothing.
         let mut update = Command::new("apt-get");
         update.args(["-qq", "-o", "Acquire::Retries=3", "update"]);
-        run_quietly(&mut update).map_err(|_| error)?;
+        run_quietly(&mut update).with_context(|| format!("{error:#}"))?;
         needed()
     })?;
     let partial = PathBuf::from(format!("{}.partial", folder.display()));
