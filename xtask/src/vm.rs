@@ -337,7 +337,12 @@ impl Emulator {
             ("THROTTLE_TEST_WHOLE", MISSING.join(" ")),
         ];
         let unpacked = kernel.fetched()?;
-        let plan = Plan::inside(programs, &env, args, TEST_TIMEOUT);
+        let plan = Plan {
+            programs: &programs.inside(),
+            env: &env,
+            args,
+            most: TEST_TIMEOUT,
+        };
         let initramfs = image::write(&self.common, &unpacked, &plan)
             .with_context(|| format!("write the initramfs of Linux {}", kernel.series))?;
         let mut command = self.qemu.command();
@@ -358,7 +363,12 @@ impl Emulator {
 /// Runs them on this machine, and says what was found.
 fn run_here(programs: &Programs, args: &[String]) -> Result<Results> {
     let release = fs::read_to_string(RELEASE).with_context(|| format!("read {RELEASE}"))?;
-    let plan = Plan::here(programs, &[], args, TEST_TIMEOUT);
+    let plan = Plan {
+        programs,
+        env: &[],
+        args,
+        most: TEST_TIMEOUT,
+    };
     let path = folder()?.join("here.plan");
     fs::write(&path, plan.lines()?).with_context(|| format!("write {}", path.display()))?;
     let mut command = Command::new(&programs.init);

@@ -60,52 +60,28 @@ pub(super) struct Programs {
     pub(super) tests: Vec<(String, PathBuf)>,
 }
 
-/// Where a program of ours is, inside.
-fn inside(name: &str) -> PathBuf {
-    Path::new(HOME).join("release").join(name)
-}
-
-/// Where a test program is, inside.
-fn test_inside(name: &str) -> PathBuf {
-    inside("deps").join(name)
-}
-
-impl<'a> Plan<'a> {
-    /// For a machine that the archive has been put into: each test program may run for
-    /// `most`.
-    pub(super) fn inside(
-        programs: &Programs,
-        env: &'a [(&'a str, String)],
-        args: &'a [String],
-        most: Duration,
-    ) -> Self {
-        let names = programs.tests.iter().map(|(name, _)| name);
+impl Programs {
+    /// Where they are in a machine.
+    pub(super) fn inside(&self) -> Self {
+        let release = Path::new(HOME).join("release");
+        let deps = release.join("deps");
+        let tests = self.tests.iter();
         Self {
-            throttle: inside("throttle"),
-            env,
-            args,
-            tests: names
-                .map(|name| (name.clone(), test_inside(name), most.as_secs()))
+            throttle: release.join("throttle"),
+            init: PathBuf::from("/init"),
+            dialer: release.join("dialer"),
+            tests: tests
+                .map(|(name, _)| (name.clone(), deps.join(name)))
                 .collect(),
         }
     }
 
-    /// For the machine that they were made on.
-    pub(super) fn here(
-        programs: &Programs,
-        env: &'a [(&'a str, String)],
-        args: &'a [String],
-        most: Duration,
-    ) -> Self {
-        let tests = programs.tests.iter();
-        Self {
-            throttle: programs.throttle.clone(),
-            env,
-            args,
-            tests: tests
-                .map(|(name, path)| (name.clone(), path.clone(), most.as_secs()))
-                .collect(),
-        }
+    /// All their paths.
+    fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let tests = self.tests.iter().map(|(_, path)| path);
+        [&self.init, &self.throttle, &self.dialer]
+            .into_iter()
+            .chain(tests)
     }
 }
 
@@ -126,17 +102,8 @@ pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
         image.archive.device(Path::new(device), number)?;
     }
     image.archive.folder(Path::new("/root"))?;
-    let own = [
-        (PathBuf::from("/init"), &programs.init),
-        (inside("throttle"), &programs.throttle),
-        (inside("dialer"), &programs.dialer),
-    ];
-    let tests = programs
-        .tests
-        .iter()
-        .map(|(name, path)| (test_inside(name), path));
-    for (name, path) in own.into_iter().chain(tests) {
-        image.stripped(&name, path)?;
+    for (inside, path) in programs.inside().paths().zip(programs.paths()) {
+        image.stripped(inside, path)?;
     }
     for program in PROGRAMS {
         if let Some(path) = tools::program(program) {
@@ -158,12 +125,12 @@ pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
 
 /// What is to be done, on whatever machine.
 pub(super) struct Plan<'a> {
-    /// The program under test.
-    pub(super) throttle: PathBuf,
+    /// Where the programs are there.
+    pub(super) programs: &'a Programs,
     pub(super) env: &'a [(&'a str, String)],
     pub(super) args: &'a [String],
-    /// The names of test programs, where they are, and for how many seconds they may run.
-    pub(super) tests: Vec<(String, PathBuf, u64)>,
+    /// How long each test program may run.
+    pub(super) most: Duration,
 }
 
 impl Plan<'_> {
@@ -173,12 +140,16 @@ impl Plan<'_> {
         for (name, value) in self.env {
             lines += &format!("env {name}={value}\n");
         }
-        lines += &format!("env THROTTLE_BIN={}\n", self.throttle.display());
+        let Programs {
+            throttle, tests, ..
+        } = self.programs;
+        lines += &format!("env THROTTLE_BIN={}\n", throttle.display());
         lines += &format!("folder {}\n", root()?.join("tests").display());
         for arg in self.args {
             lines += &format!("arg {arg}\n");
         }
-        for (name, path, seconds) in &self.tests {
+        let seconds = self.most.as_secs();
+        for (name, path) in tests {
             lines += &format!("test {name} {} {seconds}\n", path.display());
         }
         Ok(lines)
