@@ -49,6 +49,15 @@ pub fn dead_v6(n: u32) -> SocketAddr {
     SocketAddr::from(([0x2001, 0xdb8, 0xdead, 0, 0, 0, hi, lo], 1024))
 }
 
+/// The nth dead endpoint of IPv4 or IPv6, which take turns.
+pub fn dead_of_both(n: u32) -> SocketAddr {
+    if n.is_multiple_of(2) {
+        dead(n)
+    } else {
+        dead_v6(n)
+    }
+}
+
 /// The nth live address; it answers if a server listens at `port`.
 pub fn live(n: u32, port: u16) -> SocketAddr {
     let [.., hi, lo] = (n + 1).to_be_bytes();

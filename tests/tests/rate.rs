@@ -8,7 +8,7 @@ use std::{
 };
 use throttle_tests::{
     Lab, Pace,
-    addresses::{dead, dead_v6},
+    addresses::{dead, dead_of_both, dead_v6},
     frame::{Checksum, Syn},
     holds_for,
     throttle_cmd::{Running, tallies},
@@ -21,15 +21,6 @@ const QUICK: Pace = Pace {
     limit: 10,
     per_second: 20,
 };
-
-/// IPv4 and IPv6 in turn.
-fn dead_of_both(n: u32) -> SocketAddr {
-    if n.is_multiple_of(2) {
-        dead(n)
-    } else {
-        dead_v6(n)
-    }
-}
 
 /// Dials sixty at [`QUICK`] pace and asserts that they keep it, and that each
 /// is counted once. Returns their first SYNs.

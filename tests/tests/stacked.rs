@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, env, fs, net::SocketAddr, time::Duration};
 use throttle_tests::{
     Behaviour, Capture, Dialer, Feature, Lab, Namespace, Pace,
-    addresses::{self, OPEN_PORT, dead, dead_v6, live, live_v6},
+    addresses::{self, OPEN_PORT, dead, dead_of_both, live, live_v6},
     frame::{Checksum, Syn},
     netkit,
     tags::{self, Tagged},
@@ -23,15 +23,6 @@ const ATTEMPTS: usize = 30;
 /// At the host's side of a pair of devices.
 const INGRESS: &[&str] = &["--direction=ingress"];
 const SOON: Duration = Duration::from_secs(10);
-
-/// IPv4 and IPv6 in turn.
-fn dead_of_both(n: u32) -> SocketAddr {
-    if n.is_multiple_of(2) {
-        dead(n)
-    } else {
-        dead_v6(n)
-    }
-}
 
 /// Dials thirty, and asserts that they keep the pace at the far end, each once and
 /// whole, and that throttle counted each once, at whichever device. Returns their
