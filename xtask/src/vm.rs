@@ -14,7 +14,7 @@ mod results;
 use std::{
     ffi::OsString,
     fmt,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
@@ -94,6 +94,9 @@ const PAGE: &str = "docs/kernels.md";
 /// What tests could use and is not in there: Python has hundreds of files.
 const MISSING: [&str; 1] = ["python3"];
 
+/// What makes a test program run what takes too long for each day, too.
+const EVEN_IGNORED: &str = "--include-ignored";
+
 /// What is asked of `cargo xtask vm`.
 #[derive(clap::Args)]
 pub(crate) struct Vm {
@@ -141,7 +144,7 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
     } else {
         asked.tests.clone()
     };
-    let args: Vec<String> = asked
+    let mut args: Vec<String> = asked
         .args
         .iter()
         .map(|arg| {
@@ -151,19 +154,38 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
         .collect::<Result<_>>()?;
 
     fs::create_dir_all(folder()?).context("make the folder of the virtual machines")?;
+    let preparing = Turn::taken("preparing")?;
     let programs = built(&names)?;
     let emulator = emulated.then(|| Emulator::with(&programs)).transpose()?;
+    drop(preparing);
+    // A part of the tests says nothing about a whole program.
+    let is_kept = args.is_empty();
+    if is_kept && !asked.quick {
+        args.push(EVEN_IGNORED.to_owned());
+    }
 
     let mut failures = Vec::new();
     let mut totals = Vec::new();
     let mut all = Tally::default();
     for target in targets {
         println!("\n== vm: {target}");
+        let _turn = Turn::taken(target.name())?;
         let started = Instant::now();
-        let results = match (target, &emulator) {
-            (Target::Emulated(kernel), Some(emulator)) => emulator.run(kernel, &programs, &args),
-            (Target::Here | Target::Emulated(_), _) => run_here(&programs, &args),
+        let machine = match (target, &emulator) {
+            (Target::Emulated(kernel), Some(emulator)) => {
+                emulator.machine(kernel, &programs, &args)
+            }
+            (Target::Here | Target::Emulated(_), _) => here(&programs, &args),
         };
+        let log = folder()?.join(format!("{}.log", target.name()));
+        let results = machine.and_then(|(mut command, release)| {
+            followed(&mut command, &log, Results::new(&release), |so_far| {
+                if is_kept {
+                    so_far.store(target.name())?;
+                }
+                Ok(())
+            })
+        });
         let results = match results {
             Ok(results) => results,
             // The others have their turn all the same.
@@ -175,17 +197,17 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
         };
         let took = started.elapsed().as_secs_f64();
         let title = format!("Linux {}", results.release());
-        totals.push(format!("{title}: {} in {took:.0} s", results.total()));
+        totals.push(format!(
+            "{title}: {} in {took:.0} s; all it said: {}",
+            results.total(),
+            log.display()
+        ));
         all += results.tally();
         failures.extend(
             results
                 .failures()
                 .map(|failure| format!("{title}: {failure}")),
         );
-        // A part of the tests says nothing about a whole program.
-        if args.is_empty() {
-            results.store(target.name())?;
-        }
     }
     println!();
     for failure in &failures {
@@ -330,8 +352,13 @@ impl Emulator {
         })
     }
 
-    /// Runs a machine to its end, and says what it found.
-    fn run(&self, kernel: Kernel, programs: &Programs, args: &[String]) -> Result<Results> {
+    /// What runs a machine to its end, and the version of its kernel.
+    fn machine(
+        &self,
+        kernel: Kernel,
+        programs: &Programs,
+        args: &[String],
+    ) -> Result<(Command, String)> {
         let env = [
             ("THROTTLE_TEST_SLOW", SLOWNESS.to_string()),
             ("THROTTLE_TEST_WHOLE", MISSING.join(" ")),
@@ -355,13 +382,12 @@ impl Emulator {
             .arg("-initrd")
             .arg(initramfs)
             .args(["-append", COMMAND_LINE]);
-        let log = folder()?.join(format!("{}.log", kernel.series));
-        followed(&mut command, &log, Results::new(&unpacked.release))
+        Ok((command, unpacked.release))
     }
 }
 
-/// Runs them on this machine, and says what was found.
-fn run_here(programs: &Programs, args: &[String]) -> Result<Results> {
+/// What runs them on this machine, and the version of its kernel.
+fn here(programs: &Programs, args: &[String]) -> Result<(Command, String)> {
     let release = fs::read_to_string(RELEASE).with_context(|| format!("read {RELEASE}"))?;
     let plan = Plan {
         programs,
@@ -373,15 +399,17 @@ fn run_here(programs: &Programs, args: &[String]) -> Result<Results> {
     fs::write(&path, plan.lines()?).with_context(|| format!("write {}", path.display()))?;
     let mut command = Command::new(&programs.init);
     command.arg(path);
-    followed(
-        &mut command,
-        &folder()?.join("here.log"),
-        Results::new(release.trim()),
-    )
+    Ok((command, release.trim().to_owned()))
 }
 
-/// Runs what says on its console, its standard output, what it found.
-fn followed(command: &mut Command, log: &Path, mut results: Results) -> Result<Results> {
+/// Runs what says on its console, its standard output, what it found. `keep` is given
+/// that as far as it is known whenever a test program has ended, and at the end.
+fn followed(
+    command: &mut Command,
+    log: &Path,
+    mut results: Results,
+    keep: impl Fn(&Results) -> Result<()>,
+) -> Result<Results> {
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut machine = Machine(
         command
@@ -412,9 +440,11 @@ fn followed(command: &mut Command, log: &Path, mut results: Results) -> Result<R
             Ok(line) => {
                 writeln!(log, "{line}").context("write the log of a console")?;
                 println!("{} | {line}", results.version());
-                if results.take(&line) == Said::Begins {
+                match results.take(&line) {
                     // The machine itself ends a test program in time.
-                    until = Instant::now() + TEST_TIMEOUT + BOOT_TIMEOUT;
+                    Said::Begins => until = Instant::now() + TEST_TIMEOUT + BOOT_TIMEOUT,
+                    Said::Ends => keep(&results)?,
+                    Said::Other => {}
                 }
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -425,7 +455,30 @@ fn followed(command: &mut Command, log: &Path, mut results: Results) -> Result<R
         }
     }
     results.finish();
+    keep(&results)?;
     Ok(results)
+}
+
+/// Who holds it works alone on what it is named after, among all that are run in this
+/// workspace.
+struct Turn(#[expect(dead_code, reason = "held until it is dropped")] File);
+
+impl Turn {
+    /// Waits for it.
+    fn taken(name: &str) -> Result<Self> {
+        let path = folder()?.join(format!("{name}.lock"));
+        let say = || format!("lock {}", path.display());
+        let file = File::create(&path).with_context(say)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                println!("waiting for another run ({})", path.display());
+                file.lock().with_context(say)?;
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(say),
+        }
+        Ok(Self(file))
+    }
 }
 
 /// A machine that is switched off when it is no longer looked at.

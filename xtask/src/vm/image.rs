@@ -88,7 +88,9 @@ impl Programs {
 /// Writes the archive that is the same for all kernels.
 pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
     let path = folder()?.join("common.cpio");
-    let file = File::create(&path).with_context(|| format!("make {}", path.display()))?;
+    // A machine that is begun elsewhere may be reading the one that is there.
+    let partial = path.with_extension("partial");
+    let file = File::create(&partial).with_context(|| format!("make {}", partial.display()))?;
     let mut image = Image {
         archive: Archive::new(BufWriter::new(file)),
     };
@@ -120,6 +122,8 @@ pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
         image.tree(&root.join(part))?;
     }
     image.archive.finish()?;
+    fs::rename(&partial, &path)
+        .with_context(|| format!("move {} into place", partial.display()))?;
     Ok(path)
 }
 

@@ -27,6 +27,8 @@ fn read_measured(line: &str) -> Option<(String, String)> {
 pub(super) enum Said {
     /// A test program begins.
     Begins,
+    /// It has ended.
+    Ends,
     /// Nothing of that kind.
     Other,
 }
@@ -100,7 +102,10 @@ impl Results {
                 self.running = Some(rest.to_owned());
                 return Said::Begins;
             }
-            "end" => self.running = None,
+            "end" => {
+                self.running = None;
+                return Said::Ends;
+            }
             "test" => self.tests.extend(Test::read(rest)),
             "measured" => self.measured.extend(read_measured(rest)),
             "error:" => self.fails(rest),
@@ -125,14 +130,14 @@ impl Results {
     pub(super) fn finish(&mut self) {
         let total = self.total();
         if self.tests.is_empty() {
-            self.fails("no test was run: see its console");
+            self.fails("no test was run");
             return;
         }
         match self.decided.take() {
             Some(decided) if decided == total => {}
             Some(decided) => self.fails(&format!("it decided {decided}, but said {total}")),
             None if self.failures().next().is_some() => {}
-            None => self.fails("it ended without a result: see its console"),
+            None => self.fails("it ended without a result"),
         }
     }
 
