@@ -26,8 +26,6 @@ pub enum Feature {
     Bonding,
     /// Devices of type bridge.
     Bridge,
-    /// Devices of type dummy.
-    Dummy,
     /// Devices of type macvlan.
     Macvlan,
     /// Devices of type netkit.
@@ -55,7 +53,6 @@ impl Feature {
             Self::Tcx => ("tcx", (6, 6), false),
             Self::Bonding => ("bonding", (2, 6), true),
             Self::Bridge => ("bridge", (2, 6), true),
-            Self::Dummy => ("dummy", (2, 6), true),
             Self::Macvlan => ("macvlan", (2, 6), true),
             Self::Netkit => ("netkit", (6, 7), true),
             Self::Wireguard => ("wireguard", (5, 6), true),
@@ -76,7 +73,6 @@ impl Feature {
             Self::Tcx => "BPF_TCX_EGRESS",
             Self::Bonding => "CONFIG_BONDING",
             Self::Bridge => "CONFIG_BRIDGE",
-            Self::Dummy => "CONFIG_DUMMY",
             Self::Macvlan => "CONFIG_MACVLAN",
             Self::Netkit => "CONFIG_NETKIT",
             Self::Wireguard => "CONFIG_WIREGUARD",
@@ -154,7 +150,6 @@ impl Feature {
                 .ok_or_else(|| "bpf(2) does not know of it".to_owned()),
             Self::Bonding => device("bond"),
             Self::Bridge => device("bridge"),
-            Self::Dummy => device("dummy"),
             Self::Macvlan => device("macvlan"),
             Self::Netkit => device("netkit"),
             Self::Wireguard => device("wireguard"),

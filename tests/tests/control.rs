@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use throttle_tests::{
-    Behaviour, Lab, Namespace, Throttle,
+    Behaviour, Feature, Lab, Namespace, Throttle,
     addresses::{OPEN_PORT, dead, live, refusing},
     features::hooks,
     hooks::{BpfObjects, HookState},
@@ -227,7 +227,7 @@ fn the_status_tells_what_is_attached_and_what_goes_on() {
     assert_eq!(of["daemon"]["pid"], running.pid());
     assert_eq!(of["daemon"]["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(of["daemon"]["is_responding"], true);
-    let hook = if hooks().contains(&"tcx") {
+    let hook = if Feature::Tcx.may_be_used() {
         "TCX"
     } else {
         "clsact"

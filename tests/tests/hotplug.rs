@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+use nix::sys::prctl::set_thp_disable;
 use std::{
     collections::HashMap,
     fs,
@@ -78,7 +79,12 @@ fn nothing_is_attached(namespace: &Namespace) -> bool {
 #[test]
 fn two_hundred_devices_that_come_and_go_are_attached_within_a_second_and_leave_nothing() {
     let namespace = Namespace::new("hotplug");
+    // Otherwise khugepaged fills what is free in the heap up to pages of 2 MiB, and it
+    // looks as if the daemon had grown. What is started inherits it
+    // (PR_SET_THP_DISABLE(2const)).
+    set_thp_disable(true).unwrap();
     let running = Throttle::start(&namespace, &["-i", "veth*"]);
+    set_thp_disable(false).unwrap();
     let objects = BpfObjects::now();
     let mut took = Vec::new();
     let mut held = None;
