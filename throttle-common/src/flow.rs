@@ -6,6 +6,18 @@ use crate::{
     word::Word,
 };
 
+/// An address as two numbers.
+#[inline(always)]
+const fn halves(address: [u8; 16]) -> [u64; 2] {
+    let whole = u128::from_be_bytes(address);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the rest is the other half"
+    )]
+    let low = whole as u64;
+    [(whole >> 64) as u64, low]
+}
+
 /// Addresses and ports of an attempt, seen from its sender. IPv4 addresses are
 /// mapped into IPv6 (RFC 4291, 2.5.5.2). Network order.
 #[repr(C)]
@@ -25,17 +37,16 @@ impl FlowKey {
     /// A few bits that are seldom the same for two keys.
     #[inline(always)]
     const fn mixed(&self) -> u64 {
-        let ([a, b, c, d, e, f, g, h, ..], [i, j, k, l, m, n, o, p, ..]) =
-            (self.source, self.destination);
-        let [_, _, _, _, _, _, _, _, q, r, s, t, u, v, w, x] = self.source;
-        let [_, _, _, _, _, _, _, _, a2, b2, c2, d2, e2, f2, g2, h2] = self.destination;
-        let ([i2, j2], [k2, l2]) = (self.source_port, self.destination_port);
+        let [source_high, source_low] = halves(self.source);
+        let [destination_high, destination_low] = halves(self.destination);
+        let source_port = u16::from_be_bytes(self.source_port) as u64;
+        let destination_port = u16::from_be_bytes(self.destination_port) as u64;
         let parts = [
-            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_ne_bytes([q, r, s, t, u, v, w, x]),
-            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
-            u64::from_ne_bytes([a2, b2, c2, d2, e2, f2, g2, h2]),
-            u32::from_ne_bytes([i2, j2, k2, l2]) as u64,
+            source_high,
+            source_low,
+            destination_high,
+            destination_low,
+            source_port << 16 | destination_port,
         ];
         let (mut mixed, mut at) = (0_u64, 0);
         while at < parts.len() {
