@@ -158,6 +158,26 @@ impl<const N: usize> Counter<N> {
         }
     }
 
+    /// Takes one unit in exchange for that of `old`, which the caller ends once it has
+    /// put the new one in its place: whatever is counted, if the old one still counts;
+    /// if it has been forgiven, only if fewer than `limit` are. None if it has to stay
+    /// without.
+    #[inline(always)]
+    pub fn renew(&self, old: Place, limit: u64, window: Window, now_ns: u64) -> Option<Place> {
+        let limit = if self.counts(old) { u64::MAX } else { limit };
+        match self.take(limit, window, now_ns) {
+            Taken::Place(place) => Some(place),
+            Taken::Full | Taken::Contended => None,
+        }
+    }
+
+    /// Whether the unit of this place, which nobody has ended, has not been retired.
+    #[inline(always)]
+    fn counts(&self, place: Place) -> bool {
+        let bucket = Bucket(self.ring[place.slot() & Self::SLOT_MASK].load());
+        bucket.label() == place.label() && bucket.count() > 0
+    }
+
     /// Files a unit that is in the total already under `label`, or takes it out
     /// of the total again.
     #[inline(always)]
@@ -423,6 +443,22 @@ mod tests {
         take(&counter, 1, 5);
         assert!(counter.put(Ring::window(SPAN), 5).is_some());
         assert_eq!(counter.total(), 2);
+    }
+
+    #[test]
+    fn a_unit_that_counts_is_renewed_and_one_that_was_forgiven_is_taken_anew() {
+        let counter = Ring::new();
+        let window = Ring::window(SPAN);
+        let place = take(&counter, 1, 5);
+        let fresh = counter.renew(place, 0, window, 5 + SPAN / 2).unwrap();
+        assert!(counter.end(place));
+        assert_eq!(counter.total(), 1);
+        assert_eq!(counter.retire(window, 5 + 2 * SPAN), 1);
+        let newcomer = take(&counter, 1, 5 + 2 * SPAN);
+        assert_eq!(counter.renew(fresh, 1, window, 5 + 2 * SPAN), None, "full");
+        assert!(counter.end(newcomer));
+        assert!(counter.renew(fresh, 1, window, 5 + 2 * SPAN).is_some());
+        assert_eq!(counter.total(), 1);
     }
 
     #[test]

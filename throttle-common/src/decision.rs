@@ -429,13 +429,19 @@ fn grant(
 
 /// Moves the units of a deferred attempt to the present buckets, so that they
 /// are forgiven one max-delay after its sender was last heard, not after it was
-/// first.
+/// first. One that has been forgiven is counted again if there is room for it; else
+/// nothing would bound how many a sender lets be forgotten and then asks for again.
 #[inline(always)]
 fn renew(context: &Context<'_>, scope: &Scope, line: Option<&Line>, flow: &Flow) {
     let Context { policy, now_ns, .. } = *context;
     let (queue_place, line_place) = flow.queue_places();
     if let Some(old) = queue_place
-        && let Some(fresh) = scope.queued.put(Scope::queue_window(policy), now_ns)
+        && let Some(fresh) = scope.queued.renew(
+            old,
+            policy.queue_capacity,
+            Scope::queue_window(policy),
+            now_ns,
+        )
     {
         let spare = if flow.renew_queue_place(old, fresh) {
             old
@@ -444,9 +450,13 @@ fn renew(context: &Context<'_>, scope: &Scope, line: Option<&Line>, flow: &Flow)
         };
         scope.queued.end(spare);
     }
+    let window = Line::window(policy);
     if let Some(line) = line
         && let Some(old) = line_place
-        && let Some(fresh) = line.queued.put(Line::window(policy), now_ns)
+        && let Some(fresh) = {
+            line.queued.retire(window, now_ns);
+            line.queued.renew(old, policy.line_capacity, window, now_ns)
+        }
     {
         let spare = if flow.renew_line_place(old, fresh) {
             old

@@ -477,6 +477,24 @@ mod tests {
         assert!(flow.claim_entry(flow.phase_word()));
     }
 
+    /// Kept tables outlive the program that filled them. If this fails, and what is in
+    /// them is meant in another way from now on, `REVISION` of the layout has to rise.
+    #[test]
+    fn what_is_kept_in_tables_is_understood_by_the_next_program() {
+        let place = Place::new(3, Window::new(1 << 34, 64).label(5 << 34));
+        let flow = Flow::new(&attempt(0x0102_0304), Entry::Counted(place), 5 << 34);
+        flow.found_under(&FlowKey {
+            source: [1; 16],
+            destination: [2; 16],
+            source_port: [3, 4],
+            destination_port: [5, 6],
+        });
+        assert_eq!(
+            (flow.phase_word().0, crate::layout::LAYOUT),
+            (5_413_612_041_007_005_776, 2_835_021_849)
+        );
+    }
+
     #[test]
     fn a_change_on_behalf_of_another_attempt_fails() {
         let old = Flow::new(&attempt(1), Entry::Known, 5).phase_word();

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Raised by hand when a field changes its meaning and no type its size.
-const REVISION: u64 = 3;
+const REVISION: u64 = 4;
 
 /// A number that is another one whenever what the maps hold is laid out, or
 /// meant, in another way. Never 0.

@@ -18,7 +18,7 @@ use throttle_common::{
     decision::{
         Admission, Again, Context, Deferral, Device, Ended, Offer, admit, defer, end, seen_again,
     },
-    flow::{Attempt, Entry, Flow, Phase},
+    flow::{Attempt, Entry, Flow, FlowKey, Phase, PhaseWord},
     policy::{Daemon, Policy},
     release::Releases,
     scope::{EPISODE_QUIET_NS, Line, Scope},
@@ -820,6 +820,82 @@ fn an_attempt_that_is_released_while_its_sender_is_heard_leaves_its_line_once() 
             assert!(released(&world.offer(0, Offer::Daemon, &DAEMON, now_ns)));
         });
         assert_eq!(world.agrees_with_its_flows(), (1, 1));
+    });
+}
+
+/// What a CPU that came upon it does with the entry of an attempt that is over.
+fn claims(world: &World, n: usize, seen: PhaseWord) -> u64 {
+    let flow = &world.flows[n];
+    u64::from(flow.phase() == Phase::Ended && flow.claim_entry(seen))
+}
+
+#[test]
+fn of_those_who_find_an_attempt_over_one_takes_it_out_with_its_places_handed_in() {
+    at_random(|| {
+        let world = World::new(1).with_deferred().with_deferred();
+        let key = FlowKey {
+            source_port: [1, 2],
+            ..FlowKey::default()
+        };
+        world.flows[0].found_under(&key);
+        let world = Arc::new(world);
+        let now_ns = START + INTERVAL;
+        let offers = move |offer: Offer, daemon: &'static Daemon| {
+            move |world: &World| {
+                let seen = world.flows[0].word_of(&key).expect("it is this one");
+                world.offer(0, offer, daemon, now_ns);
+                claims(world, 0, seen)
+            }
+        };
+        let claimed = together([
+            // It is released, or it is renewed, and may be over by then.
+            party(&world, offers(Offer::Daemon, &DAEMON)),
+            party(&world, offers(Offer::Sender, &DAEMON)),
+            party(&world, move |world| {
+                let seen = world.flows[0].word_of(&key).expect("it is this one");
+                assert!(world.end(0).is_some());
+                claims(world, 0, seen)
+            }),
+        ]);
+        let flow = &world.flows[0];
+        assert_eq!(flow.queue_places(), (None, None));
+        assert_eq!(claimed.iter().sum::<u64>(), 1, "{claimed:?}");
+        assert!(
+            flow.word_of(&key).is_some(),
+            "it is still that one's memory"
+        );
+        assert_eq!(world.agrees_with_its_flows(), (0, 1));
+    });
+}
+
+/// Two retransmissions of an attempt that the counts have forgotten, while another one
+/// takes the only place there is in the line.
+#[test]
+fn a_forgotten_attempt_and_a_newcomer_share_the_room_of_a_line() {
+    at_random(|| {
+        let mut world = World::new(0).with_deferred();
+        world.policy.line_capacity = 1;
+        let now_ns = START + 2 * world.policy.max_delay_ns;
+        let world = Arc::new(world);
+        let retransmit = move |world: &World| {
+            world.scope.retire(&world.policy, now_ns);
+            world.offer(0, Offer::Sender, &DAEMON, now_ns);
+            assert!(world.line.queued.total() < 4);
+        };
+        together([
+            party(&world, retransmit),
+            party(&world, retransmit),
+            party(&world, move |world| {
+                let context = world.context(&DAEMON, now_ns);
+                let _ = defer(&context, &world.scope, &world.line);
+            }),
+        ]);
+        let window = Line::window(&world.policy);
+        let total = world.line.queued.total();
+        assert_eq!(total, world.line.queued.live(window, now_ns));
+        // One that is forgiven between the look at it and what comes of that takes a
+        // place more, and no more than each CPU can have such a one.
+        assert!((1..=2).contains(&total), "{total}");
     });
 }
 

@@ -132,7 +132,8 @@ pub fn on_answer() {
         Incoming::IcmpError => (decision::is_quoted(flow, seen.number), Tally::Unreachable),
         Incoming::Syn | Incoming::Other => return,
     };
-    if !fits || !may_be_answered(flow) {
+    // What has just been read may have been another one's.
+    if !fits || !may_be_answered(flow) || !flow.phase_word().is_of(word) {
         return;
     }
     if incoming == Incoming::SynAck {

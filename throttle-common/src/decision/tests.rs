@@ -874,6 +874,36 @@ fn an_attempt_that_the_count_forgot_is_counted_again_when_its_sender_asks() {
     assert_eq!(stage.scope.queued.total(), 1);
 }
 
+#[test]
+fn of_those_the_counts_forgot_no_more_come_back_than_there_is_room_for() {
+    let mut stage = Stage::with_daemon();
+    stage.policy.line_capacity = 3;
+    stage.policy.queue_capacity = 4;
+    stage.fill();
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        waiting.extend((0..3).map(|_| stage.deferred()));
+        stage.now_ns += 67 * NANOS_PER_SEC;
+        stage.scope.retire(&stage.policy, stage.now_ns);
+    }
+    for _ in 0..2 {
+        for flow in &waiting {
+            stage.offer(flow, Offer::Sender);
+            let (queue, line) = stage.queued();
+            assert!(
+                queue <= 4 && line <= 3,
+                "{queue} in the queue, {line} in its line"
+            );
+        }
+    }
+    assert_eq!(stage.queued(), (4, 3));
+    // Each takes what it has with it, and nothing else.
+    for flow in &waiting {
+        assert_eq!(stage.end(flow), Some(Ended::Deferred));
+    }
+    assert_eq!(stage.queued(), (0, 0));
+}
+
 // ---- Verdicts ----
 
 #[test]
