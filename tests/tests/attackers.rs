@@ -17,7 +17,12 @@ mod runner;
 mod wire;
 
 use etherparse::PacketBuilder;
-use nix::libc;
+use nix::{
+    libc,
+    sched::{CpuSet, sched_setaffinity},
+    sys::signal::Signal,
+    unistd::Pid,
+};
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
@@ -26,10 +31,11 @@ use std::{
     time::Duration,
 };
 use throttle_tests::{
-    Behaviour, Capture, Cgroup, Dialer, Lab, Namespace, Pace,
+    Behaviour, Capture, Cgroup, Dialer, Lab, Namespace, Pace, Throttle,
     addresses::{self, OPEN_PORT, dead, live},
     dial::{DialProgram, now_ns},
     frame::Syn,
+    process::Mounts,
     throttle_cmd::{status, tallies},
     timing::millis,
     wait_until,
@@ -106,6 +112,95 @@ fn a_flood_in_one_cgroup_delays_no_program_of_another() {
     );
     throttle.stop().expect_success();
 }
+
+/// A daemon that hangs, or is no more, in the middle of a flood: what waits gets out
+/// when its sender asks again, and the flood no faster than before.
+#[test]
+fn a_daemon_that_is_stopped_or_killed_beside_a_flood_costs_nobody_a_connection() {
+    const WAITING: u32 = 30;
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        let lab = Lab::plain();
+        let mounts = Mounts::with_bpffs(&lab.client);
+        let honest = Cgroup::new("honest");
+        let args = [
+            "-i",
+            &lab.device,
+            "--keep",
+            "--scope=cgroup",
+            "--limit=10",
+            "--rate=20/s",
+            "--attempt-timeout=2s",
+            "--max-delay=8s",
+        ];
+        let throttle = Throttle::start_with(&lab.client, &mounts, &args);
+        let capture = lab.capture();
+        let ifindex = lab.client.ifindex(&lab.device);
+        let mut waiting = None;
+        let sent = lab.client.run(|| {
+            generator::flood(ifindex, || {
+                waiting.get_or_insert_with(|| {
+                    throttle.signal(signal);
+                    DialProgram::new(&lab.client)
+                        .to((0..WAITING).map(dead))
+                        .in_cgroup(&honest)
+                        .start()
+                });
+            })
+        });
+        let waiting = waiting.unwrap();
+        let mut out = Vec::new();
+        for n in 0..WAITING {
+            out.push(
+                capture
+                    .wait_for_syn_to(dead(n), Duration::from_secs(30))
+                    .at_ns,
+            );
+        }
+        assert_eq!(waiting.count("failed"), 0);
+        out.sort_unstable();
+        // As many as a second's worth at once, since only senders offer.
+        PACE_BESIDE_A_FLOOD.assert_line(&out, Duration::from_secs(1));
+        let again = if signal == Signal::SIGSTOP {
+            throttle.signal(Signal::SIGCONT);
+            throttle
+        } else {
+            let _ = throttle.wait(SOON);
+            Throttle::start_with(&lab.client, &mounts, &args)
+        };
+        waiting.kill();
+        wait_until("nothing to count", Duration::from_secs(30), || {
+            let status = status(&lab.client, Some(&mounts));
+            let scopes = status["throttles"][0]["scopes"].as_array().unwrap();
+            let is_over =
+                |scope: &serde_json::Value| scope["half_open"] == 0 && scope["queued"] == 0;
+            scopes.len() > 1 && scopes.iter().all(is_over)
+        });
+        let shown = status(&lab.client, Some(&mounts));
+        let scopes = shown["throttles"][0]["scopes"].as_array().unwrap();
+        let count = |name: &str| -> u64 {
+            let of = |scope: &serde_json::Value| scope["tallies"][name].as_u64().unwrap_or(0);
+            scopes.iter().map(of).sum()
+        };
+        assert_eq!(count("attempts"), sent + u64::from(WAITING), "{shown}");
+        assert_eq!(
+            count("attempts"),
+            count("passed") + count("deferred") + count("overflowed"),
+            "{shown}"
+        );
+        eprintln!(
+            "measured: daemon {signal} beside a flood: {sent} SYNs in {:?}; {WAITING} attempts of \
+             another cgroup out within {:.1} s, none failed",
+            generator::LASTS,
+            millis(out[0], out[out.len() - 1]) / 1e3
+        );
+        again.stop().expect_success();
+    }
+}
+
+const PACE_BESIDE_A_FLOOD: Pace = Pace {
+    limit: 10,
+    per_second: 20,
+};
 
 // ---- the queue ------------------------------------------------------------
 
@@ -216,9 +311,13 @@ fn an_honest_program_is_released_in_its_turn_however_many_others_queue() {
 
 // ---- a starved daemon -----------------------------------------------------
 
-/// Lets all threads of a process run only when nobody else wants to.
-fn starve(pid: u32) {
+/// Lets all threads of a process run on these CPUs, and only when nobody else wants to.
+fn starve(pid: u32, cpus: &[usize]) {
     let parameters = libc::sched_param { sched_priority: 0 };
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu).unwrap();
+    }
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let name = thread.unwrap().file_name();
         let tid: libc::pid_t = name.to_str().unwrap().parse().unwrap();
@@ -226,6 +325,7 @@ fn starve(pid: u32) {
         let result =
             unsafe { libc::sched_setscheduler(tid, libc::SCHED_IDLE, &raw const parameters) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        sched_setaffinity(Pid::from_raw(tid), &set).unwrap();
     }
 }
 
@@ -239,7 +339,7 @@ fn beside_a_starved_daemon_the_rate_holds_and_nobody_fails() {
     let lab = Lab::plain();
     let throttle = PACE.throttle(&lab.client, &lab.device, &[]);
     let capture = lab.capture();
-    starve(throttle.pid());
+    starve(throttle.pid(), &runner::two_cpus());
     let stop = AtomicBool::new(false);
     thread::scope(|threads| {
         let _until_the_end = generator::StopWhenDropped(&stop);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 use throttle_tests::{
-    Behaviour, Feature, Lab, Pace, Throttle,
+    Behaviour, Feature, Lab, Namespace, Pace, Throttle,
     addresses::{OPEN_PORT, dead, live},
     frame::Checksum,
     process::Mounts,
@@ -101,6 +101,33 @@ fn whether_an_interface_has_fq_is_followed() {
     put(&lab, "pfifo");
     let _second = start(&lab, &mounts, &["--keep", "--pacing=fq"]);
     assert!(!has_fq());
+}
+
+/// As on a device with several queues: each has a qdisc of its own below mq.
+#[test]
+fn a_device_has_fq_if_each_of_its_queues_has() {
+    let namespace = Namespace::new("queues");
+    if !can_leave_later() {
+        return;
+    }
+    namespace.ip("link add many numtxqueues 2 numrxqueues 2 type veth peer name far");
+    namespace.ip("link set far up");
+    namespace.ip("link set many up");
+    namespace.tc("qdisc replace dev many root handle 1: mq");
+    for queue in ["1:1", "1:2"] {
+        namespace.tc(&format!("qdisc replace dev many parent {queue} fq"));
+    }
+    let throttle = Throttle::start(&namespace, &["-i", "many", "--pacing=fq"]);
+    let has_fq = || {
+        let shown = status(&namespace, None);
+        shown["throttles"][0]["interfaces"][0]["departure_times"] == true
+    };
+    assert!(has_fq());
+    namespace.tc("qdisc replace dev many parent 1:2 pfifo");
+    throttle.wait_log("retransmissions for now", SOON);
+    assert!(!has_fq());
+    namespace.tc("qdisc replace dev many parent 1:2 fq");
+    wait_until("fq is seen again", SOON, has_fq);
 }
 
 #[test]

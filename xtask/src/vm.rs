@@ -37,9 +37,8 @@ use crate::{
 };
 
 /// The test programs in which the kernel has a part, in the order in which they are
-/// run: what needs no time first. Not among them are those about what is done with
-/// events, and about what the command says no to.
-pub(crate) const TESTS: [&str; 30] = [
+/// run: what needs no time first.
+pub(crate) const TESTS: [&str; 34] = [
     "object",
     "lab",
     "frames",
@@ -68,6 +67,10 @@ pub(crate) const TESTS: [&str; 30] = [
     "top",
     "privileges",
     "doctor",
+    "refusals",
+    "config",
+    "delivery",
+    "notify",
     "scanners",
     "attackers",
 ];
@@ -75,6 +78,10 @@ pub(crate) const TESTS: [&str; 30] = [
 /// Those of them that need a minute together: the programs are loaded, attached by the
 /// hook that the kernel has, decide, and are let go.
 const QUICK: [&str; 5] = ["object", "monitor", "exempt", "handover", "leaves_nothing"];
+
+/// Those that are not run there: they are about what this machine installs and builds.
+#[cfg(test)]
+const NOT_IN_MACHINES: [&str; 2] = ["demo", "package"];
 
 /// How long one test program may take in there.
 const TEST_TIMEOUT: Duration = Duration::from_mins(20);
@@ -156,7 +163,14 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
     fs::create_dir_all(folder()?).context("make the folder of the virtual machines")?;
     let preparing = Turn::taken("preparing")?;
     let programs = built(&names)?;
-    let emulator = emulated.then(|| Emulator::with(&programs)).transpose()?;
+    let mut emulator = emulated.then(|| Emulator::with(&programs)).transpose()?;
+    for target in &targets {
+        if let Target::Emulated(kernel) = target {
+            // Says so below if it fails, and others have their turn all the same.
+            let _ = kernel.fetched();
+        }
+    }
+    let commit = commit();
     drop(preparing);
     // A part of the tests says nothing about a whole program.
     let is_kept = args.is_empty();
@@ -171,7 +185,7 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
         println!("\n== vm: {target}");
         let _turn = Turn::taken(target.name())?;
         let started = Instant::now();
-        let machine = match (target, &emulator) {
+        let machine = match (target, &mut emulator) {
             (Target::Emulated(kernel), Some(emulator)) => {
                 emulator.machine(kernel, &programs, &args)
             }
@@ -179,9 +193,14 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
         };
         let log = folder()?.join(format!("{}.log", target.name()));
         let results = machine.and_then(|(mut command, release)| {
-            followed(&mut command, &log, Results::new(&release), |so_far| {
+            let results = Results::new(&release, &commit);
+            if is_kept {
+                // What is not run to its end now has no result.
+                results.store(target.name(), &names)?;
+            }
+            followed(&mut command, &log, results, |so_far| {
                 if is_kept {
-                    so_far.store(target.name())?;
+                    so_far.store(target.name(), &[])?;
                 }
                 Ok(())
             })
@@ -242,6 +261,26 @@ fn write_page() -> Result<ExitCode> {
     let text = results::exchanged(&text, &page).with_context(say)?;
     fs::write(&path, text).with_context(say)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is built, as git calls it.
+fn commit() -> String {
+    let mut ask = Command::new("git");
+    ask.args([
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--dirty",
+        "--exclude=*",
+    ]);
+    let told = root().and_then(|root| {
+        let output = ask.current_dir(root).output().context("ask git")?;
+        Ok(output)
+    });
+    told.ok()
+        .filter(|output| output.status.success())
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .unwrap_or_else(|| "that nobody knows".to_owned())
 }
 
 /// Builds what goes into the machines.
@@ -341,7 +380,7 @@ impl fmt::Display for Target {
 /// What runs the tests in machines, with what they have in common.
 struct Emulator {
     qemu: Qemu,
-    common: PathBuf,
+    common: File,
 }
 
 impl Emulator {
@@ -354,7 +393,7 @@ impl Emulator {
 
     /// What runs a machine to its end, and the version of its kernel.
     fn machine(
-        &self,
+        &mut self,
         kernel: Kernel,
         programs: &Programs,
         args: &[String],
@@ -370,7 +409,7 @@ impl Emulator {
             args,
             most: TEST_TIMEOUT,
         };
-        let initramfs = image::write(&self.common, &unpacked, &plan)
+        let initramfs = image::write(&mut self.common, &unpacked, &plan)
             .with_context(|| format!("write the initramfs of Linux {}", kernel.series))?;
         let mut command = self.qemu.command();
         command
@@ -397,9 +436,16 @@ fn here(programs: &Programs, args: &[String]) -> Result<(Command, String)> {
     };
     let path = folder()?.join("here.plan");
     fs::write(&path, plan.lines()?).with_context(|| format!("write {}", path.display()))?;
-    let mut command = Command::new(&programs.init);
+    let mut command = ended_with_us(&programs.init);
     command.arg(path);
     Ok((command, release.trim().to_owned()))
+}
+
+/// A command for a program that ends with us, however we end.
+fn ended_with_us(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
 }
 
 /// Runs what says on its console, its standard output, what it found. `keep` is given
@@ -495,6 +541,21 @@ impl Drop for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_test_program_is_run_on_other_kernels_or_known_not_to_be() {
+        let mut listed: Vec<_> = TESTS.into_iter().chain(NOT_IN_MACHINES).collect();
+        listed.sort_unstable();
+        let files = fs::read_dir(root().unwrap().join("tests/tests")).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        let mut there: Vec<_> = paths
+            .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+            .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+            .collect();
+        there.sort_unstable();
+        assert_eq!(there, listed);
+        assert!(QUICK.iter().all(|name| TESTS.contains(name)));
+    }
 
     #[test]
     fn the_test_programs_are_found_in_what_cargo_says() {

@@ -31,7 +31,7 @@ use std::{
         fd::AsRawFd as _,
         unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -42,6 +42,7 @@ use nix::{
     libc,
     mount::{MsFlags, mount},
     sys::{
+        prctl::set_pdeathsig,
         signal::{Signal, killpg},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -50,8 +51,8 @@ use nix::{
 
 /// What to do.
 const PLAN: &str = "/throttle/plan";
-/// Where a test program's output goes until it has ended.
-const OUTPUT: &str = "/tmp/vm-init-output";
+/// Where a test program's output goes until it has ended: beside the plan.
+const OUTPUT: &str = "output";
 /// What the kernel says.
 const KERNEL_LOG: &str = "/dev/kmsg";
 /// What the kernel says when something is wrong with it, whoever caused that.
@@ -95,9 +96,11 @@ fn main() {
 }
 
 fn run(plan: &Path) -> Result<Total, Box<dyn Error>> {
+    let output = plan.with_file_name(OUTPUT);
     let plan =
         fs::read_to_string(plan).map_err(|error| format!("read {}: {error}", plan.display()))?;
     let mut tests = Tests {
+        output,
         kernel: KernelLog::open().map_err(|error| format!("read {KERNEL_LOG}: {error}"))?,
         env: Vec::new(),
         folder: String::new(),
@@ -229,6 +232,7 @@ fn complaint(record: &str) -> Option<String> {
 
 /// How test programs are run.
 struct Tests {
+    output: PathBuf,
     kernel: KernelLog,
     env: Vec<(String, String)>,
     folder: String,
@@ -239,7 +243,7 @@ impl Tests {
     /// Runs one test program, and says how each of its tests ended.
     fn run(&mut self, name: &str, path: &str, most: Duration) -> Result<Vec<Test>, Box<dyn Error>> {
         println!("throttle-vm: begin {name}");
-        let output = File::create(OUTPUT)?;
+        let output = File::create(&self.output)?;
         let mut command = Command::new(path);
         command
             // Else the output of a test that passes, and why it was skipped, is lost.
@@ -251,12 +255,15 @@ impl Tests {
             .stdout(output.try_clone()?)
             .stderr(output)
             .process_group(0);
+        // Else it would go on when somebody stops us.
+        // SAFETY: prctl(2) may be called between fork and exec.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
         let started = Instant::now();
         let child = command
             .spawn()
             .map_err(|error| format!("run {path}: {error}"))?;
         let group = Pid::from_raw(i32::try_from(child.id())?);
-        let mut shown = File::open(OUTPUT)?;
+        let mut shown = File::open(&self.output)?;
         // While it runs, so that one sees what it is at.
         let mut show = || {
             let mut fresh = Vec::new();
@@ -269,7 +276,7 @@ impl Tests {
         let ended = wait_for(group, most, &mut show)?;
         show();
         println!();
-        let printed = String::from_utf8_lossy(&fs::read(OUTPUT)?).into_owned();
+        let printed = String::from_utf8_lossy(&fs::read(&self.output)?).into_owned();
 
         let mut tests = tests_of(&printed);
         if !is_all(&tests, &printed) {
@@ -406,7 +413,9 @@ fn tests_of(printed: &str) -> Vec<Test> {
             ("ok", None) => (End::Passed, ""),
             ("ok", Some(why)) => (End::Skipped, why),
             ("FAILED", _) => (End::Failed, reason(said)),
-            (_, _) => (End::Skipped, "not part of the default tests"),
+            (_, _) if end.starts_with("ignored") => (End::Skipped, "not part of the default tests"),
+            // Something else was printed in between, and how it ended is not known.
+            (_, _) => (End::Failed, "its result was not understood"),
         };
         Test {
             test: test.to_owned(),

@@ -4,7 +4,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{BufWriter, Write},
+    io::{self, BufWriter, ErrorKind, Seek as _, Write},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -85,12 +85,23 @@ impl Programs {
     }
 }
 
-/// Writes the archive that is the same for all kernels.
-pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
+/// Writes the archive that is the same for all kernels of a run: another run may write
+/// another one while this one is read.
+pub(super) fn write_common(programs: &Programs) -> Result<File> {
     let path = folder()?.join("common.cpio");
-    // A machine that is begun elsewhere may be reading the one that is there.
-    let partial = path.with_extension("partial");
-    let file = File::create(&partial).with_context(|| format!("make {}", partial.display()))?;
+    let say = || format!("write {}", path.display());
+    // Whoever has the old one open keeps it.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(say),
+        Ok(()) | Err(_) => {}
+    }
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .with_context(say)?;
+    let copy = file.try_clone().with_context(say)?;
     let mut image = Image {
         archive: Archive::new(BufWriter::new(file)),
     };
@@ -122,9 +133,7 @@ pub(super) fn write_common(programs: &Programs) -> Result<PathBuf> {
         image.tree(&root.join(part))?;
     }
     image.archive.finish()?;
-    fs::rename(&partial, &path)
-        .with_context(|| format!("move {} into place", partial.display()))?;
-    Ok(path)
+    Ok(copy)
 }
 
 /// What is to be done, on whatever machine.
@@ -161,11 +170,12 @@ impl Plan<'_> {
 }
 
 /// Writes all of the initramfs for a kernel.
-pub(super) fn write(common: &Path, kernel: &Unpacked, plan: &Plan<'_>) -> Result<PathBuf> {
+pub(super) fn write(common: &mut File, kernel: &Unpacked, plan: &Plan<'_>) -> Result<PathBuf> {
     let path = folder()?.join(format!("{}.cpio", kernel.release));
     let say = || format!("write {}", path.display());
-    fs::copy(common, &path).with_context(say)?;
-    let file = File::options().append(true).open(&path).with_context(say)?;
+    let mut file = File::create(&path).with_context(say)?;
+    common.rewind().with_context(say)?;
+    io::copy(common, &mut file).with_context(say)?;
     let mut archive = Archive::new(BufWriter::new(file));
     let mut lines = String::new();
     for module in kernel.modules()? {

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use xtask::tools;
 
-use super::kernel::folder;
+use super::{ended_with_us, kernel::folder};
 use crate::{setup::run_quietly, workspace::described};
 
 /// What is run.
@@ -56,8 +56,7 @@ impl Qemu {
 
     /// A command that runs it, and ends it with us, however we end.
     pub(super) fn command(&self) -> Command {
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(&self.program);
+        let mut command = ended_with_us(&self.program);
         if let Some(folder) = &self.unpacked {
             command.env("LD_LIBRARY_PATH", libraries(folder));
             for firmware in FIRMWARE {

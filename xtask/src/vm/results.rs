@@ -15,9 +15,11 @@ const EXTENSION: &str = "results";
 const MACHINE: &str = "machine";
 /// What lines of such a file begin with that tell what was measured.
 const MEASURED: &str = "measured ";
+/// What lines of such a file begin with that tell what a test program was built from.
+const BUILT: &str = "built ";
 
 /// Reads `PROGRAM WHAT`.
-fn read_measured(line: &str) -> Option<(String, String)> {
+fn read_of_program(line: &str) -> Option<(String, String)> {
     let (program, what) = line.split_once(' ')?;
     Some((program.to_owned(), what.trim().to_owned()))
 }
@@ -57,6 +59,10 @@ pub(super) struct Results {
     tests: Vec<Test>,
     /// What they measured, and in which program.
     measured: Vec<(String, String)>,
+    /// Of which commit each program was that had to do with them.
+    built: BTreeMap<String, String>,
+    /// The commit that they are run for.
+    commit: String,
     /// The test program that runs.
     running: Option<String>,
     /// The machine's own last word.
@@ -64,9 +70,10 @@ pub(super) struct Results {
 }
 
 impl Results {
-    pub(super) fn new(release: &str) -> Self {
+    pub(super) fn new(release: &str, commit: &str) -> Self {
         Self {
             release: release.to_owned(),
+            commit: commit.to_owned(),
             ..Self::default()
         }
     }
@@ -107,7 +114,7 @@ impl Results {
                 return Said::Ends;
             }
             "test" => self.tests.extend(Test::read(rest)),
-            "measured" => self.measured.extend(read_measured(rest)),
+            "measured" => self.measured.extend(read_of_program(rest)),
             "error:" => self.fails(rest),
             _ => self.decided = Some(ours.to_owned()),
         }
@@ -162,20 +169,26 @@ impl Results {
     }
 
     /// Keeps them for the table: programs that were not run now keep what they had, if
-    /// it was on the same kernel.
-    pub(super) fn store(&self, series: &str) -> Result<()> {
+    /// it was on the same kernel. Those named in `void` have none any more.
+    pub(super) fn store(&self, series: &str, void: &[String]) -> Result<()> {
         let mut all = match Self::load(series)? {
             Some(before) if before.release == self.release => before,
-            Some(_) | None => Self::new(&self.release),
+            Some(_) | None => Self::new(&self.release, &self.commit),
         };
         let is_new = |program: &str| {
             // What went wrong with the machine is no result of a test program.
-            program == MACHINE || self.tests.iter().any(|new| new.program == program)
+            program == MACHINE
+                || void.iter().any(|name| name == program)
+                || self.tests.iter().any(|new| new.program == program)
         };
         all.tests.retain(|old| !is_new(&old.program));
         all.tests.extend(self.tests.iter().cloned());
         all.measured.retain(|(program, _)| !is_new(program));
         all.measured.extend(self.measured.iter().cloned());
+        all.built.retain(|program, _| !is_new(program));
+        let programs = self.tests.iter().map(|test| test.program.clone());
+        all.built
+            .extend(programs.map(|program| (program, self.commit.clone())));
         let mut text = format!("{}\n", self.release);
         for test in &all.tests {
             text += &test.line();
@@ -183,6 +196,9 @@ impl Results {
         }
         for (program, line) in &all.measured {
             let _ = writeln!(text, "{MEASURED}{program} {line}");
+        }
+        for (program, commit) in &all.built {
+            let _ = writeln!(text, "{BUILT}{program} {commit}");
         }
         let path = folder()?.join(format!("{series}.{EXTENSION}"));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
@@ -196,11 +212,14 @@ impl Results {
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
         let mut lines = text.lines();
-        let mut results = Self::new(lines.next().unwrap_or_default());
+        let mut results = Self::new(lines.next().unwrap_or_default(), "");
         for line in lines {
             match line.strip_prefix(MEASURED) {
-                Some(line) => results.measured.extend(read_measured(line)),
-                None => results.tests.extend(Test::read(line)),
+                Some(line) => results.measured.extend(read_of_program(line)),
+                None => match line.strip_prefix(BUILT) {
+                    Some(line) => results.built.extend(read_of_program(line)),
+                    None => results.tests.extend(Test::read(line)),
+                },
             }
         }
         Ok(Some(results))
@@ -321,6 +340,8 @@ pub(super) fn page(kernels: &[Results], programs: &[&str]) -> String {
         text += &row(&format!("`{program}`"), cells);
     }
 
+    text += &commits(kernels, programs);
+
     let mut reasons: BTreeMap<(&str, &str, &str, &str), Vec<&str>> = BTreeMap::new();
     for kernel in kernels {
         let wanted = |test: &&Test| programs.contains(&test.program.as_str());
@@ -365,6 +386,30 @@ pub(super) fn page(kernels: &[Results], programs: &[&str]) -> String {
         text.push('\n');
     }
     format!("{}\n", text.trim_end())
+}
+
+/// What the programs were built from.
+fn commits(kernels: &[Results], programs: &[&str]) -> String {
+    let mut commits: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
+    for kernel in kernels {
+        let wanted = kernel.built.iter();
+        let wanted = wanted.filter(|(program, _)| programs.contains(&program.as_str()));
+        for (program, commit) in wanted {
+            let of = commits.entry(commit).or_default();
+            of.entry(program).or_default().push(kernel.version());
+        }
+    }
+    if let [commit] = commits.keys().collect::<Vec<_>>()[..] {
+        return format!("\nAll of it was built from commit {commit}.\n");
+    }
+    let mut text = String::new();
+    for (commit, programs) in commits {
+        let _ = writeln!(text, "\nBuilt from commit {commit}:\n");
+        for (program, versions) in programs {
+            let _ = writeln!(text, "- `{program}` on {}", versions.join(", "));
+        }
+    }
+    text
 }
 
 /// What a line is about, and what it tells.
@@ -420,7 +465,7 @@ mod tests {
     use super::*;
 
     fn said(lines: &[&str]) -> Results {
-        let mut results = Results::new("6.1");
+        let mut results = Results::new("6.1", "c0ffee");
         for line in lines {
             results.take(line);
         }
@@ -469,7 +514,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_hangs_names_the_test_program() {
-        let mut results = Results::new("6.1");
+        let mut results = Results::new("6.1", "c0ffee");
         results.take(GOOD[0]);
         results.fails("it hung");
         results.finish();
@@ -480,13 +525,33 @@ mod tests {
     #[test]
     fn the_page_has_a_row_for_each_program_the_reasons_and_what_was_measured() {
         let mut results = said(&GOOD);
+        results
+            .built
+            .insert("frames".to_owned(), "c0ffee".to_owned());
         results.take("throttle-vm: measured frames a frame: 1 ms");
         assert_eq!(
             page(&[results], &["frames"]),
             "## Results\n\n| tests | 6.1 |\n|---|---|\n| `frames` | 1 passed, 1 skipped |\n\n\
+             All of it was built from commit c0ffee.\n\n\
              ### What did not pass\n\n| test | kernels | |\n|---|---|---|\n\
              | `frames`: b | 6.1 | skipped: no \\| fq |\n\n\
              ## Measured\n\na frame:\n\n- 6.1: 1 ms\n"
+        );
+    }
+
+    #[test]
+    fn what_was_built_from_other_commits_is_told_apart() {
+        let mut kernels = [Results::new("6.1", ""), Results::new("6.12", "")];
+        for (kernel, commits) in kernels.iter_mut().zip([["a", "b"], ["b", "b"]]) {
+            for (program, commit) in ["frames", "lab"].iter().zip(commits) {
+                let (program, commit) = ((*program).to_owned(), commit.to_owned());
+                kernel.built.insert(program, commit);
+            }
+        }
+        assert_eq!(
+            commits(&kernels, &["frames", "lab"]),
+            "\nBuilt from commit a:\n\n- `frames` on 6.1\n\n\
+             Built from commit b:\n\n- `frames` on 6.12\n- `lab` on 6.1, 6.12\n"
         );
     }
 
@@ -501,11 +566,14 @@ mod tests {
     #[test]
     fn a_version_is_told_without_what_its_builder_added() {
         assert_eq!(
-            Results::new("6.12.118+deb13-cloud-amd64").version(),
+            Results::new("6.12.118+deb13-cloud-amd64", "").version(),
             "6.12.118"
         );
-        assert_eq!(Results::new("6.18.44-fc-v657").version(), "6.18.44");
-        assert_eq!(Results::new("6.1.0-56-cloud-amd64").version(), "6.1.0-56");
+        assert_eq!(Results::new("6.18.44-fc-v657", "").version(), "6.18.44");
+        assert_eq!(
+            Results::new("6.1.0-56-cloud-amd64", "").version(),
+            "6.1.0-56"
+        );
     }
 
     #[test]
