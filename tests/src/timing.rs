@@ -11,8 +11,8 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 /// How close to its time a release must be.
 const CLOSE: Duration = Duration::from_millis(20);
-/// The same on a machine however slow: half of the interval that most tests use, else
-/// one could be taken for another.
+/// The same on a machine however slow: less than the intervals that tests go by, else
+/// one release could be taken for another.
 const NOT_FARTHER: Duration = Duration::from_millis(50);
 /// The same on this machine.
 fn close() -> Duration {

@@ -28,7 +28,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use throttle_tests::{
     Behaviour, Capture, Cgroup, Dialer, Lab, Namespace, Pace, Throttle,
@@ -114,12 +114,21 @@ fn a_flood_in_one_cgroup_delays_no_program_of_another() {
 }
 
 /// A daemon that hangs, or is no more, in the middle of a flood: what waits gets out
-/// when its sender asks again, and the flood no faster than before.
+/// when its sender asks again, and of the flood no more than the rate.
 #[test]
 fn a_daemon_that_is_stopped_or_killed_beside_a_flood_costs_nobody_a_connection() {
-    const WAITING: u32 = 30;
+    /// Attempts to the dead, and behind them to those who answer.
+    const DEAD: u32 = 25;
+    const LIVE: u32 = 5;
+    const PACE: Pace = Pace {
+        limit: 10,
+        per_second: 20,
+    };
+    /// Of the flood's two seconds.
+    const INTO_THE_FLOOD: Duration = Duration::from_millis(500);
     for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
         let lab = Lab::plain();
+        let _server = lab.serve(Behaviour::Hold);
         let mounts = Mounts::with_bpffs(&lab.client);
         let honest = Cgroup::new("honest");
         let args = [
@@ -135,31 +144,39 @@ fn a_daemon_that_is_stopped_or_killed_beside_a_flood_costs_nobody_a_connection()
         let throttle = Throttle::start_with(&lab.client, &mounts, &args);
         let capture = lab.capture();
         let ifindex = lab.client.ifindex(&lab.device);
-        let mut waiting = None;
+        let (mut waiting, mut signalled) = (None, false);
         let sent = lab.client.run(|| {
+            let began = Instant::now();
             generator::flood(ifindex, || {
                 waiting.get_or_insert_with(|| {
-                    throttle.signal(signal);
                     DialProgram::new(&lab.client)
-                        .to((0..WAITING).map(dead))
+                        .to((0..DEAD).map(dead))
+                        .to((0..LIVE).map(|n| live(n, OPEN_PORT)))
                         .in_cgroup(&honest)
                         .start()
                 });
+                if !signalled && began.elapsed() > INTO_THE_FLOOD {
+                    signalled = true;
+                    throttle.signal(signal);
+                }
             })
         });
+        assert!(signalled);
         let waiting = waiting.unwrap();
         let mut out = Vec::new();
-        for n in 0..WAITING {
-            out.push(
-                capture
-                    .wait_for_syn_to(dead(n), Duration::from_secs(30))
-                    .at_ns,
-            );
+        for to in (0..DEAD).map(dead) {
+            out.push(capture.wait_for_syn_to(to, Duration::from_secs(30)).at_ns);
         }
+        waiting.wait_for(LIVE as usize, "connected", Duration::from_secs(30));
         assert_eq!(waiting.count("failed"), 0);
-        out.sort_unstable();
-        // As many as a second's worth at once, since only senders offer.
-        PACE_BESIDE_A_FLOOD.assert_line(&out, Duration::from_secs(1));
+        let first = capture.so_far().first_syns();
+        let (honest_ones, flood): (Vec<Syn>, Vec<Syn>) = first.into_iter().partition(|syn| {
+            (0..DEAD).map(dead).any(|to| to == syn.dst)
+                || (0..LIVE).any(|n| live(n, OPEN_PORT) == syn.dst)
+        });
+        assert_eq!(honest_ones.len(), (DEAD + LIVE) as usize);
+        // As many as a second's worth at once when only senders offer.
+        PACE.assert_line(&times(&flood), Duration::from_secs(1));
         let again = if signal == Signal::SIGSTOP {
             throttle.signal(Signal::SIGCONT);
             throttle
@@ -181,26 +198,24 @@ fn a_daemon_that_is_stopped_or_killed_beside_a_flood_costs_nobody_a_connection()
             let of = |scope: &serde_json::Value| scope["tallies"][name].as_u64().unwrap_or(0);
             scopes.iter().map(of).sum()
         };
-        assert_eq!(count("attempts"), sent + u64::from(WAITING), "{shown}");
+        let honest_ones = u64::from(DEAD + LIVE);
+        assert_eq!(count("attempts"), sent + honest_ones, "{shown}");
         assert_eq!(
             count("attempts"),
             count("passed") + count("deferred") + count("overflowed"),
             "{shown}"
         );
         eprintln!(
-            "measured: daemon {signal} beside a flood: {sent} SYNs in {:?}; {WAITING} attempts of \
-             another cgroup out within {:.1} s, none failed",
+            "measured: daemon {signal} beside a flood: {sent} SYNs in {:?}, {} of which went \
+             out; {DEAD} dead attempts of another cgroup out within {:.1} s, {LIVE} others \
+             connected, none failed",
             generator::LASTS,
-            millis(out[0], out[out.len() - 1]) / 1e3
+            flood.len(),
+            millis(out[0], *out.iter().max().unwrap()) / 1e3
         );
         again.stop().expect_success();
     }
 }
-
-const PACE_BESIDE_A_FLOOD: Pace = Pace {
-    limit: 10,
-    per_second: 20,
-};
 
 // ---- the queue ------------------------------------------------------------
 

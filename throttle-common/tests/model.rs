@@ -894,8 +894,9 @@ fn a_forgotten_attempt_and_a_newcomer_share_the_room_of_a_line() {
         let total = world.line.queued.total();
         assert_eq!(total, world.line.queued.live(window, now_ns));
         // One that is forgiven between the look at it and what comes of that takes a
-        // place more, and no more than each CPU can have such a one.
-        assert!((1..=2).contains(&total), "{total}");
+        // place more. Nobody has one if each saw another one's hand on it: who waits
+        // has it when its sender is heard again.
+        assert!(total <= 2, "{total}");
     });
 }
 

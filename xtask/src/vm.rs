@@ -27,7 +27,7 @@ use anyhow::{Context as _, Result, bail};
 
 use self::{
     image::{Plan, Programs},
-    kernel::{Kernel, folder},
+    kernel::{Kernel, Unpacked, folder},
     qemu::Qemu,
     results::{Results, Said, Tally},
 };
@@ -164,12 +164,14 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
     let preparing = Turn::taken("preparing")?;
     let programs = built(&names)?;
     let mut emulator = emulated.then(|| Emulator::with(&programs)).transpose()?;
-    for target in &targets {
-        if let Target::Emulated(kernel) = target {
-            // Says so below if it fails, and others have their turn all the same.
-            let _ = kernel.fetched();
-        }
-    }
+    // If one fails, the others have their turn all the same.
+    let fetched: Vec<Option<Result<Unpacked>>> = targets
+        .iter()
+        .map(|target| match target {
+            Target::Emulated(kernel) => Some(kernel.fetched()),
+            Target::Here => None,
+        })
+        .collect();
     let commit = commit();
     drop(preparing);
     // A part of the tests says nothing about a whole program.
@@ -181,26 +183,25 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
     let mut failures = Vec::new();
     let mut totals = Vec::new();
     let mut all = Tally::default();
-    for target in targets {
+    for (target, kernel) in targets.into_iter().zip(fetched) {
         println!("\n== vm: {target}");
         let _turn = Turn::taken(target.name())?;
+        if is_kept {
+            results::forget(target.name(), &names)?;
+        }
         let started = Instant::now();
-        let machine = match (target, &mut emulator) {
-            (Target::Emulated(kernel), Some(emulator)) => {
-                emulator.machine(kernel, &programs, &args)
+        let machine = match (kernel, &mut emulator) {
+            (Some(kernel), Some(emulator)) => {
+                kernel.and_then(|kernel| emulator.machine(kernel, &programs, &args))
             }
-            (Target::Here | Target::Emulated(_), _) => here(&programs, &args),
+            (Some(_) | None, _) => here(&programs, &args),
         };
         let log = folder()?.join(format!("{}.log", target.name()));
         let results = machine.and_then(|(mut command, release)| {
             let results = Results::new(&release, &commit);
-            if is_kept {
-                // What is not run to its end now has no result.
-                results.store(target.name(), &names)?;
-            }
             followed(&mut command, &log, results, |so_far| {
                 if is_kept {
-                    so_far.store(target.name(), &[])?;
+                    so_far.store(target.name())?;
                 }
                 Ok(())
             })
@@ -394,7 +395,7 @@ impl Emulator {
     /// What runs a machine to its end, and the version of its kernel.
     fn machine(
         &mut self,
-        kernel: Kernel,
+        unpacked: Unpacked,
         programs: &Programs,
         args: &[String],
     ) -> Result<(Command, String)> {
@@ -402,7 +403,6 @@ impl Emulator {
             ("THROTTLE_TEST_SLOW", SLOWNESS.to_string()),
             ("THROTTLE_TEST_WHOLE", MISSING.join(" ")),
         ];
-        let unpacked = kernel.fetched()?;
         let plan = Plan {
             programs: &programs.inside(),
             env: &env,
@@ -410,7 +410,7 @@ impl Emulator {
             most: TEST_TIMEOUT,
         };
         let initramfs = image::write(&mut self.common, &unpacked, &plan)
-            .with_context(|| format!("write the initramfs of Linux {}", kernel.series))?;
+            .with_context(|| format!("write the initramfs of Linux {}", unpacked.release))?;
         let mut command = self.qemu.command();
         command
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])

@@ -169,39 +169,50 @@ impl Results {
     }
 
     /// Keeps them for the table: programs that were not run now keep what they had, if
-    /// it was on the same kernel. Those named in `void` have none any more.
-    pub(super) fn store(&self, series: &str, void: &[String]) -> Result<()> {
+    /// it was on the same kernel.
+    pub(super) fn store(&self, series: &str) -> Result<()> {
         let mut all = match Self::load(series)? {
             Some(before) if before.release == self.release => before,
             Some(_) | None => Self::new(&self.release, &self.commit),
         };
         let is_new = |program: &str| {
             // What went wrong with the machine is no result of a test program.
-            program == MACHINE
-                || void.iter().any(|name| name == program)
-                || self.tests.iter().any(|new| new.program == program)
+            program == MACHINE || self.tests.iter().any(|new| new.program == program)
         };
-        all.tests.retain(|old| !is_new(&old.program));
+        all.forget(is_new);
         all.tests.extend(self.tests.iter().cloned());
-        all.measured.retain(|(program, _)| !is_new(program));
         all.measured.extend(self.measured.iter().cloned());
-        all.built.retain(|program, _| !is_new(program));
         let programs = self.tests.iter().map(|test| test.program.clone());
         all.built
             .extend(programs.map(|program| (program, self.commit.clone())));
+        all.write(series)
+    }
+
+    /// Drops what these programs had.
+    fn forget(&mut self, is_one: impl Fn(&str) -> bool) {
+        self.tests.retain(|old| !is_one(&old.program));
+        self.measured.retain(|(program, _)| !is_one(program));
+        self.built.retain(|program, _| !is_one(program));
+    }
+
+    fn write(&self, series: &str) -> Result<()> {
         let mut text = format!("{}\n", self.release);
-        for test in &all.tests {
+        for test in &self.tests {
             text += &test.line();
             text.push('\n');
         }
-        for (program, line) in &all.measured {
+        for (program, line) in &self.measured {
             let _ = writeln!(text, "{MEASURED}{program} {line}");
         }
-        for (program, commit) in &all.built {
+        for (program, commit) in &self.built {
             let _ = writeln!(text, "{BUILT}{program} {commit}");
         }
         let path = folder()?.join(format!("{series}.{EXTENSION}"));
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+        let say = || format!("write {}", path.display());
+        // Nobody is to read half of it, however this ends.
+        let partial = path.with_extension("partial");
+        fs::write(&partial, text).with_context(say)?;
+        fs::rename(&partial, &path).with_context(say)
     }
 
     fn load(series: &str) -> Result<Option<Self>> {
@@ -224,6 +235,16 @@ impl Results {
         }
         Ok(Some(results))
     }
+}
+
+/// What these programs had on the kernel of this name is of no use any more: they are
+/// about to be run.
+pub(super) fn forget(series: &str, programs: &[String]) -> Result<()> {
+    let Some(mut results) = Results::load(series)? else {
+        return Ok(());
+    };
+    results.forget(|program| programs.iter().any(|name| name == program));
+    results.write(series)
 }
 
 /// The results of the last runs on the kernels of these names.
@@ -388,13 +409,18 @@ pub(super) fn page(kernels: &[Results], programs: &[&str]) -> String {
     format!("{}\n", text.trim_end())
 }
 
+/// Where nobody wrote down what a program was built from.
+const UNKNOWN: &str = "unknown";
+
 /// What the programs were built from.
 fn commits(kernels: &[Results], programs: &[&str]) -> String {
     let mut commits: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
     for kernel in kernels {
-        let wanted = kernel.built.iter();
-        let wanted = wanted.filter(|(program, _)| programs.contains(&program.as_str()));
-        for (program, commit) in wanted {
+        for program in programs {
+            if !kernel.tests.iter().any(|test| test.program == *program) {
+                continue;
+            }
+            let commit = kernel.built.get(*program).map_or(UNKNOWN, String::as_str);
             let of = commits.entry(commit).or_default();
             of.entry(program).or_default().push(kernel.version());
         }
@@ -542,6 +568,15 @@ mod tests {
     #[test]
     fn what_was_built_from_other_commits_is_told_apart() {
         let mut kernels = [Results::new("6.1", ""), Results::new("6.12", "")];
+        for line in ["frames a passed", "lab a passed"] {
+            for kernel in &mut kernels {
+                kernel.tests.extend(Test::read(line));
+            }
+        }
+        assert_eq!(
+            commits(&kernels, &["lab"]),
+            "\nAll of it was built from commit unknown.\n"
+        );
         for (kernel, commits) in kernels.iter_mut().zip([["a", "b"], ["b", "b"]]) {
             for (program, commit) in ["frames", "lab"].iter().zip(commits) {
                 let (program, commit) = ((*program).to_owned(), commit.to_owned());
