@@ -11,6 +11,9 @@ const OURS: &str = "throttle-vm: ";
 /// What the names of files with results end with.
 const EXTENSION: &str = "results";
 
+/// What a kernel says on its console when it dies.
+const DYING: [&str; 3] = ["Oops", "BUG: ", "Kernel panic"];
+
 /// What a failure is of that is none of a test program.
 const MACHINE: &str = "machine";
 /// What lines of such a file begin with that tell what was measured.
@@ -65,6 +68,8 @@ pub(super) struct Results {
     commit: String,
     /// The test program that runs.
     running: Option<String>,
+    /// The first words of a kernel that died.
+    died: Option<String>,
     /// The machine's own last word.
     decided: Option<String>,
 }
@@ -101,6 +106,12 @@ impl Results {
     pub(super) fn take(&mut self, line: &str) -> Said {
         // A terminal's control codes may stand before the first line.
         let Some((_, ours)) = line.split_once(OURS) else {
+            let words = DYING.iter().find_map(|words| line.find(words));
+            if let Some(from) = words
+                && self.died.is_none()
+            {
+                self.died = Some(line[from..].to_owned());
+            }
             return Said::Other;
         };
         let (kind, rest) = ours.split_once(' ').unwrap_or((ours, ""));
@@ -136,6 +147,10 @@ impl Results {
     /// each test.
     pub(super) fn finish(&mut self) {
         let total = self.total();
+        if let (None, Some(words)) = (&self.decided, self.died.take()) {
+            self.fails(&format!("its kernel died: {words}"));
+            return;
+        }
         if self.tests.is_empty() {
             self.fails("no test was run");
             return;
@@ -530,6 +545,18 @@ mod tests {
                 .unwrap()
                 .contains("without a result")
         );
+    }
+
+    #[test]
+    fn what_a_kernel_said_that_died_is_told() {
+        let results = said(&[
+            GOOD[0],
+            "test a ... [ 12.3] Oops: int3: 0000 [#1]",
+            "[ 12.4] Kernel panic - not syncing",
+        ]);
+        let failures: Vec<_> = results.failures().collect();
+        let said = "frames: (all): its kernel died: Oops: int3: 0000 [#1]";
+        assert_eq!(failures, [said]);
     }
 
     #[test]
