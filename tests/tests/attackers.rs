@@ -144,17 +144,16 @@ fn a_daemon_that_is_stopped_or_killed_beside_a_flood_costs_nobody_a_connection()
         let throttle = Throttle::start_with(&lab.client, &mounts, &args);
         let capture = lab.capture();
         let ifindex = lab.client.ifindex(&lab.device);
-        let (mut waiting, mut signalled) = (None, false);
+        // Who starts it has to outlive it.
+        let waiting = DialProgram::new(&lab.client)
+            .to((0..DEAD).map(dead))
+            .to((0..LIVE).map(|n| live(n, OPEN_PORT)))
+            .in_cgroup(&honest)
+            .start();
+        let mut signalled = false;
         let sent = lab.client.run(|| {
             let began = Instant::now();
             generator::flood(ifindex, || {
-                waiting.get_or_insert_with(|| {
-                    DialProgram::new(&lab.client)
-                        .to((0..DEAD).map(dead))
-                        .to((0..LIVE).map(|n| live(n, OPEN_PORT)))
-                        .in_cgroup(&honest)
-                        .start()
-                });
                 if !signalled && began.elapsed() > INTO_THE_FLOOD {
                     signalled = true;
                     throttle.signal(signal);
@@ -162,7 +161,6 @@ fn a_daemon_that_is_stopped_or_killed_beside_a_flood_costs_nobody_a_connection()
             })
         });
         assert!(signalled);
-        let waiting = waiting.unwrap();
         let mut out = Vec::new();
         for to in (0..DEAD).map(dead) {
             out.push(capture.wait_for_syn_to(to, Duration::from_secs(30)).at_ns);
