@@ -1,6 +1,7 @@
 //! The programs on a device.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     fs,
     path::{Path, PathBuf},
 };
@@ -585,18 +586,34 @@ pub fn has_tcx_programs(interface: &Interface) -> Option<bool> {
     Some(has)
 }
 
+/// Maps that were opened by their id, each once, until all is looked at: a program
+/// array is emptied when its last holder in user space lets it go, and if that happens
+/// again while the first time is still to be done, the kernel keeps it for ever
+/// (`prog_array_map_clear` in kernel/bpf/arraymap.c, Linux 6.18).
+#[derive(Default)]
+struct Opened(HashMap<u32, MapData>);
+
+impl Opened {
+    fn is_called(&mut self, id: u32, name: &str) -> Option<bool> {
+        let map = match self.0.entry(id) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(MapData::from_id(id).ok()?),
+        };
+        Some(map.info().ok()?.name_as_str() == Some(name))
+    }
+}
+
 /// Whether the daemon of the program `id` says that it is alive. `None` if that
 /// cannot be told.
-fn is_kept_alive(id: u32) -> Option<bool> {
+fn is_kept_alive(id: u32, opened: &mut Opened) -> Option<bool> {
     let program = aya::programs::loaded_programs()
         .flatten()
         .find(|program| program.id() == id)?;
     let maps = program.map_ids().ok()??;
-    let daemon = maps.into_iter().find_map(|id| {
-        let map = MapData::from_id(id).ok()?;
-        let is_it = map.info().ok()?.name_as_str() == Some("DAEMON");
-        is_it.then_some(map)
-    })?;
+    let daemon = maps
+        .into_iter()
+        .find(|id| opened.is_called(*id, "DAEMON") == Some(true))?;
+    let daemon = MapData::from_id(daemon).ok()?;
     let daemon: Array<MapData, Plain<Daemon>> = Map::Array(daemon).try_into().ok()?;
     let Plain(daemon) = daemon.get(&ONLY, 0).ok()?;
     Some(daemon.is_alive(crate::clock::monotonic_ns()))
@@ -610,7 +627,7 @@ fn is_kept_alive(id: u32) -> Option<bool> {
 ///
 /// When the kernel does not tell.
 pub async fn remove_orphans(interface: &Interface, owned: &[Filter]) -> Result<usize> {
-    let mut removed = 0;
+    let (mut removed, mut opened) = (0, Opened::default());
     for found in interface::bpf_filters(interface.index).await? {
         let filter = Filter {
             index: interface.index,
@@ -631,7 +648,8 @@ pub async fn remove_orphans(interface: &Interface, owned: &[Filter]) -> Result<u
             continue;
         }
         // One that is not registered has filters as well.
-        if found.program.and_then(is_kept_alive) == Some(true) {
+        let is_kept = |program| is_kept_alive(program, &mut opened);
+        if found.program.and_then(is_kept) == Some(true) {
             return Err(Error::Refused(format!(
                 "a throttle that is not registered here is attached to interface {}: end that one \
                  first",
