@@ -446,8 +446,13 @@ fn commits(kernels: &[Results], programs: &[&str]) -> String {
     let mut text = String::new();
     for (commit, programs) in commits {
         let _ = writeln!(text, "\nBuilt from commit {commit}:\n");
+        let mut together: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (program, versions) in programs {
-            let _ = writeln!(text, "- `{program}` on {}", versions.join(", "));
+            let of = together.entry(versions.join(", ")).or_default();
+            of.push(format!("`{program}`"));
+        }
+        for (versions, programs) in together {
+            let _ = writeln!(text, "- on {versions}: {}", programs.join(", "));
         }
     }
     text
@@ -612,8 +617,8 @@ mod tests {
         }
         assert_eq!(
             commits(&kernels, &["frames", "lab"]),
-            "\nBuilt from commit a:\n\n- `frames` on 6.1\n\n\
-             Built from commit b:\n\n- `frames` on 6.12\n- `lab` on 6.1, 6.12\n"
+            "\nBuilt from commit a:\n\n- on 6.1: `frames`\n\n\
+             Built from commit b:\n\n- on 6.1, 6.12: `lab`\n- on 6.12: `frames`\n"
         );
     }
 
