@@ -163,14 +163,7 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
     fs::create_dir_all(folder()?).context("make the folder of the virtual machines")?;
     let preparing = Turn::taken("preparing")?;
     let programs = built(&names)?;
-    let threads = if asked.quick {
-        Threads::Single
-    } else {
-        Threads::Multi
-    };
-    let mut emulator = emulated
-        .then(|| Emulator::with(&programs, threads))
-        .transpose()?;
+    let mut emulator = emulated.then(|| Emulator::with(&programs)).transpose()?;
     // If one fails, the others have their turn all the same.
     let fetched: Vec<Option<Result<Unpacked>>> = targets
         .iter()
@@ -389,35 +382,13 @@ impl fmt::Display for Target {
 struct Emulator {
     qemu: Qemu,
     common: File,
-    threads: Threads,
-}
-
-/// By how many threads the CPUs of a machine are emulated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Threads {
-    /// One for each: what races is to race.
-    Multi,
-    /// One for all: a kernel that changes its own code does not die of what another CPU
-    /// makes of it meanwhile (docs/kernels.md).
-    Single,
-}
-
-impl Threads {
-    /// As QEMU calls it.
-    const fn accelerator(self) -> &'static str {
-        match self {
-            Self::Multi => "tcg,thread=multi",
-            Self::Single => "tcg,thread=single",
-        }
-    }
 }
 
 impl Emulator {
-    fn with(programs: &Programs, threads: Threads) -> Result<Self> {
+    fn with(programs: &Programs) -> Result<Self> {
         Ok(Self {
             qemu: Qemu::fetched()?,
             common: image::write_common(programs).context("write the initramfs")?,
-            threads,
         })
     }
 
@@ -442,8 +413,7 @@ impl Emulator {
             .with_context(|| format!("write the initramfs of Linux {}", unpacked.release))?;
         let mut command = self.qemu.command();
         command
-            .args(["-accel", self.threads.accelerator()])
-            .args(["-cpu", "max", "-smp", "2"])
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
             .args(["-m", "2048", "-nodefaults", "-no-user-config", "-nographic"])
             .args(["-no-reboot", "-serial", "stdio"])
             .arg("-kernel")
