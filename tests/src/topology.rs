@@ -19,7 +19,7 @@ use crate::{
     dial::{Attempts, Dialer},
     inject::Forger,
     netns::Namespace,
-    pump::Pump,
+    pump::{Held, Pump},
     serve::{Behaviour, Server},
     sys::{self, TunKind},
     tags::{self, Tagged},
@@ -118,7 +118,7 @@ pub struct Lab {
     /// is, without tags.
     pub wire: String,
     _tags: Vec<Tagged>,
-    _pump: Option<Pump>,
+    pump: Option<Pump>,
     _router: Router,
 }
 
@@ -176,7 +176,7 @@ impl Lab {
             device,
             wire: wire.to_owned(),
             _tags: guards,
-            _pump: pump,
+            pump,
             _router: router,
         };
         lab.configure(wanted.wire != Wire::Tun);
@@ -316,6 +316,18 @@ impl Lab {
     /// See [`Dialer::dial`].
     pub fn dial(&self, destinations: impl IntoIterator<Item = SocketAddr>) -> Attempts {
         Dialer::new(&self.client).dial(destinations)
+    }
+
+    /// Holds back whatever comes from the far end until what this returns is dropped:
+    /// for attempts that are all to be made before the first is answered.
+    ///
+    /// # Panics
+    /// When client and far are joined by a veth pair: see [`Builder::delay`].
+    #[track_caller]
+    pub fn hold_answers(&self) -> Held<'_> {
+        let pump = self.pump.as_ref();
+        pump.expect("only a wire in user space can hold frames back")
+            .hold()
     }
 
     /// Starts `throttle run` at the client's device with further arguments.

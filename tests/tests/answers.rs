@@ -256,13 +256,14 @@ fn with_one_place_forty_answers_follow_each_other_without_a_pause() {
         ("unreachable IPv6", addresses::unreachable_v6, &UNREACHABLE),
     ];
     for (title, to, outcomes) in cases {
-        // Far enough away for all to be dialled before the first answer.
         let lab = Lab::builder().delay(Duration::from_millis(2)).build();
         let _server = lab.serve(Behaviour::Hold);
         let throttle = lab.throttle(ONE_PLACE);
         let capture = lab.capture();
-        let start_ns = now_ns();
+        let held = lab.hold_answers();
         let attempts = lab.dial((0..40).map(to));
+        let start_ns = now_ns();
+        drop(held);
         let syns = capture.wait_for_attempts(40, SOON);
         let span = millis(start_ns, syns[39].at_ns);
         let ended = attempts.wait_for_all(SOON);
@@ -300,12 +301,13 @@ fn without_an_answer_the_place_is_free_after_the_timeout() {
 
 #[test]
 fn two_hundred_live_endpoints_are_connected_as_fast_as_they_answer() {
-    // Far enough away for all to be dialled before the first answer.
     let away = Duration::from_millis(10) * slowness();
     let lab = Lab::builder().delay(away).build();
     let _server = lab.serve(Behaviour::Hold);
     let throttle = lab.throttle(&["--limit=50", "--rate=10/s"]);
+    let held = lab.hold_answers();
     let attempts = lab.dial((0..200).map(|n| live(n, OPEN_PORT)));
+    drop(held);
     let connected = attempts.wait_for_connected(200, Duration::from_secs(16));
     let last = connected
         .iter()

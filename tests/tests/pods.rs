@@ -6,9 +6,9 @@ use throttle_tests::{
     Behaviour, Dialer, Lab, Pace,
     addresses::{OPEN_PORT, dead, dead_v6, live, refusing},
     frame::{Checksum, Syn},
-    throttle_cmd::{Running, tallies},
+    throttle_cmd::{Running, scope_in, status, tallies},
     timing::millis,
-    wait::slowness,
+    wait::{slowness, wait_until},
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -121,7 +121,6 @@ fn a_pod_reaches_a_server_while_others_wait() {
 
 #[test]
 fn a_refusal_to_a_pod_frees_its_place() {
-    // Far enough away for all to be dialled before the first answer.
     let lab = Lab::builder()
         .machines_behind(1)
         .delay(Duration::from_millis(2))
@@ -132,7 +131,14 @@ fn a_refusal_to_a_pod_frees_its_place() {
         dialer,
     } = pod_of(lab, Pace::new(1, 1), &[]);
     let capture = lab.capture();
+    let held = lab.hold_answers();
     let attempts = dialer.dial((0..40).map(refusing));
+    wait_until("all at the throttle", SOON, || {
+        let shown = status(&lab.client, None);
+        let scope = scope_in(&shown["throttles"][0], &lab.device_towards(0));
+        scope["tallies"]["deferred"] == 39
+    });
+    drop(held);
     let ended = attempts.wait_for_all(SOON);
     assert!(
         ended
@@ -141,8 +147,9 @@ fn a_refusal_to_a_pod_frees_its_place() {
         "{ended:?}"
     );
     let syns = capture.wait_for_attempts(40, SOON);
-    let span = millis(syns[0].at_ns, syns[39].at_ns);
-    // The rate alone would take 39 s.
+    // From the first that was deferred: what the first of all waited for was us.
+    let span = millis(syns[1].at_ns, syns[39].at_ns);
+    // The rate alone would take 38 s.
     assert!(span < 1_500.0, "{span} ms");
     let counts = tallies(&throttle.stop(), &lab.device_towards(0));
     assert_eq!(

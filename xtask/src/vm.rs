@@ -5,6 +5,7 @@
 //! and switches itself off. The processor is emulated, so this works anywhere, and is
 //! some ten times slower than the machine it runs on.
 
+mod apt;
 mod cpio;
 mod image;
 mod kernel;
@@ -27,7 +28,7 @@ use anyhow::{Context as _, Result, bail};
 
 use self::{
     image::{Plan, Programs},
-    kernel::{Kernel, Unpacked, folder},
+    kernel::{Kernel, Unpacked},
     qemu::Qemu,
     results::{Results, Said, Tally},
 };
@@ -94,6 +95,8 @@ const SLOWNESS: u32 = 8;
 /// and no tunnels in each network namespace.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off \
                             sysctl.net.core.fb_tunnels_only_for_init_net=2";
+/// Whatever has been fetched and made is below this folder of the target directory.
+const FOLDER: &str = "vm";
 /// The version of this machine's kernel.
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 /// Where it is told what came of it, in the workspace.
@@ -246,7 +249,7 @@ pub(crate) fn run(asked: &Vm) -> Result<ExitCode> {
 
 /// Whether Debian's kernels can be fetched for, and run on, a machine like this one.
 pub(crate) fn are_for_this_machine() -> bool {
-    cfg!(target_arch = "x86_64") && kernel::has_archive()
+    cfg!(target_arch = "x86_64") && apt::has_archive()
 }
 
 /// Writes the results of the last runs into the page about kernels, oldest first.
@@ -376,6 +379,11 @@ impl fmt::Display for Target {
             Self::Here => f.write_str("this machine"),
         }
     }
+}
+
+/// Where kernels, images and results are.
+fn folder() -> Result<PathBuf> {
+    Ok(target_dir()?.join(FOLDER))
 }
 
 /// What runs the tests in machines, with what they have in common.

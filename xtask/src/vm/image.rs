@@ -13,10 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use xtask::tools;
 
-use super::{
-    cpio::Archive,
-    kernel::{Unpacked, folder},
-};
+use super::{cpio::Archive, folder, kernel::Unpacked};
 use crate::{
     setup::run_quietly,
     workspace::{described, root, target_dir},

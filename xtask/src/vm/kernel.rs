@@ -7,65 +7,19 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::{
-    setup::run_quietly,
-    workspace::{described, target_dir},
+use super::{
+    apt::{Apt, Suites, filled},
+    folder,
 };
+use crate::{setup::run_quietly, workspace::described};
 
-/// Whatever has been fetched and made is below this folder of the target directory.
-const FOLDER: &str = "vm";
-
-/// What is fetched from, of each of Debian's archives, by the label it gives
-/// itself. The machine's own sources say where they are.
-const SUITES: [(&str, &str); 2] = [
-    ("Debian", "bookworm trixie trixie-backports"),
-    ("Debian-Security", "bookworm-security trixie-security"),
-];
-
-/// Sources of packages, for apt: the archives that this machine has, with other
-/// suites.
-fn sources() -> Result<String> {
-    let mut ask = Command::new("apt-get");
-    ask.args(["indextargets", "--format", "$(LABEL)|$(REPO_URI)"]);
-    ask.arg("Created-By: Packages");
-    let told = ask
-        .output()
-        .with_context(|| format!("run {}", described(&ask)))?;
-    let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    let sources = sources_of(&told);
-    if sources.is_empty() {
-        bail!(
-            "find Debian's archive: this machine's sources of packages do not name it; run `apt-get \
-             update` if that was never done"
-        );
-    }
-    Ok(sources)
-}
-
-/// Whether this machine gets packages from Debian's archive.
-pub(super) fn has_archive() -> bool {
-    xtask::tools::program("apt-get").is_some() && sources().is_ok()
-}
-
-/// The same, from what apt tells of its sources.
-fn sources_of(told: &str) -> String {
-    SUITES
-        .iter()
-        .filter_map(|(label, suites)| {
-            let place = told
-                .lines()
-                .filter_map(|line| line.split_once('|'))
-                .find_map(|(of, place)| (of == *label).then_some(place))?;
-            Some(format!(
-                "Types: deb\nURIs: {place}\nSuites: {suites}\nComponents: main\n\
-                 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
-            ))
-        })
-        .collect::<Vec<_>>()
-        .join("\n")
-}
+/// Where these kernels are: each in the Debian of its day.
+const SUITES: Suites<'_> = Suites {
+    main: "bookworm trixie trixie-backports",
+    security: "bookworm-security trixie-security",
+};
 
 /// The modules that the tests need, and those that these need.
 const MODULES: [&str; 33] = [
@@ -152,35 +106,22 @@ impl Kernel {
             return Ok(unpacked);
         }
         println!("fetching:        Linux {}", self.series);
-        let apt = Apt::updated()?;
+        let apt = Apt::updated("kernels", SUITES)?;
         let first = self.packages.first().context("a kernel has a package")?;
-        let version = apt.newest(first, self.version)?;
-        // Whole or not at all.
-        let partial = PathBuf::from(format!("{}.partial", folder.display()));
-        let _ = fs::remove_dir_all(&partial);
-        fs::create_dir_all(&partial).with_context(|| format!("make {}", partial.display()))?;
-        for package in self.packages {
-            let package = format!("{package}{version}");
-            let archive = apt.download(&package)?;
-            let mut unpack = Command::new("dpkg");
-            unpack.arg("-x").arg(&archive).arg(&partial);
-            run_quietly(&mut unpack)?;
-            fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
-        }
-        let unpacked = Unpacked::find(&partial)?;
-        let mut depmod = Command::new(xtask::tools::program("depmod").context("find depmod")?);
-        depmod.arg("-b").arg(&unpacked.base).arg(&unpacked.release);
-        run_quietly(&mut depmod)?;
-        let _ = fs::remove_dir_all(&folder);
-        fs::rename(&partial, &folder)
-            .with_context(|| format!("move {} into place", partial.display()))?;
+        let version = newest_in(&apt, first, self.version)?;
+        filled(&folder, |folder| {
+            let packages = self.packages.iter();
+            let packages = packages.map(|package| format!("{package}{version}"));
+            let mut download = apt.command("apt-get");
+            apt.unpack(download.arg("download").args(packages), folder)?;
+            let unpacked = Unpacked::find(folder)?;
+            let depmod = xtask::tools::program("depmod").context("find depmod")?;
+            let mut depmod = Command::new(depmod);
+            depmod.arg("-b").arg(&unpacked.base).arg(&unpacked.release);
+            run_quietly(&mut depmod)
+        })?;
         Unpacked::find(&folder)
     }
-}
-
-/// Where kernels, images and results are.
-pub(super) fn folder() -> Result<PathBuf> {
-    Ok(target_dir()?.join(FOLDER))
 }
 
 /// The files of a kernel.
@@ -251,67 +192,18 @@ fn load_order<'a>(dep: &'a str, wanted: &[&str]) -> Vec<&'a str> {
     order
 }
 
-/// apt with sources and lists of its own.
-struct Apt {
-    folder: PathBuf,
-}
-
-impl Apt {
-    fn updated() -> Result<Self> {
-        let apt = Self {
-            folder: folder()?.join("apt"),
-        };
-        for part in ["parts", "lists/partial", "cache/archives/partial"] {
-            let part = apt.folder.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
-        }
-        let sources = apt.folder.join("parts/vm.sources");
-        fs::write(&sources, self::sources()?)
-            .with_context(|| format!("write {}", sources.display()))?;
-        run_quietly(apt.command("apt-get").arg("update"))
-            .context("ask Debian's archive for kernels")?;
-        Ok(apt)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        let option =
-            |name: &str, part: &str| format!("{name}={}", self.folder.join(part).display());
-        command.args(["-q", "-o", "Acquire::Retries=3"]);
-        command.args(["-o", "Dir::Etc::sourcelist=/dev/null"]);
-        command.args(["-o", &option("Dir::Etc::sourceparts", "parts")]);
-        command.args(["-o", &option("Dir::State::Lists", "lists")]);
-        command.args(["-o", &option("Dir::Cache", "cache")]);
-        command
-    }
-
-    /// The newest version, behind `package`, that begins with `version`.
-    fn newest(&self, package: &str, version: &str) -> Result<String> {
-        let mut command = self.command("apt-cache");
-        command.args(["pkgnames", &format!("{package}{version}")]);
-        let output = command
-            .output()
-            .with_context(|| format!("run {}", described(&command)))?;
-        let names = String::from_utf8_lossy(&output.stdout);
-        let versions = names.lines().filter_map(|name| name.strip_prefix(package));
-        newest(versions).with_context(|| {
-            format!("find a kernel in Debian's archive: it has no {package}{version}*-cloud-amd64")
-        })
-    }
-
-    fn download(&self, package: &str) -> Result<PathBuf> {
-        let folder = self.folder.join("download");
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        let mut command = self.command("apt-get");
-        command.args(["download", package]).current_dir(&folder);
-        run_quietly(&mut command)?;
-        let mut found = fs::read_dir(&folder).context("look for the package")?;
-        match found.next() {
-            Some(entry) => Ok(entry.context("look for the package")?.path()),
-            None => bail!("download {package}: apt-get left nothing"),
-        }
-    }
+/// The newest version, behind `package`, that begins with `version`.
+fn newest_in(apt: &Apt, package: &str, version: &str) -> Result<String> {
+    let mut command = apt.command("apt-cache");
+    command.args(["pkgnames", &format!("{package}{version}")]);
+    let output = command
+        .output()
+        .with_context(|| format!("run {}", described(&command)))?;
+    let names = String::from_utf8_lossy(&output.stdout);
+    let versions = names.lines().filter_map(|name| name.strip_prefix(package));
+    newest(versions).with_context(|| {
+        format!("find a kernel in Debian's archive: it has no {package}{version}*-cloud-amd64")
+    })
 }
 
 /// The newest of these versions of kernels for virtual machines.
@@ -331,24 +223,6 @@ fn newest<'a>(versions: impl Iterator<Item = &'a str>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn kernels_come_from_the_archives_that_the_machine_has() {
-        let told = "Other|http://other.example/\nDebian-Security|http://mirror.example/security/\n\
-                    Debian|http://mirror.example/debian/\nDebian|http://second.example/debian/\n";
-        let sources = sources_of(told);
-        let places: Vec<&str> = sources
-            .lines()
-            .filter_map(|line| line.strip_prefix("URIs: "))
-            .collect();
-        let expected = [
-            "http://mirror.example/debian/",
-            "http://mirror.example/security/",
-        ];
-        assert_eq!(places, expected);
-        assert!(sources.contains("trixie-backports") && !sources.contains("other"));
-        assert_eq!(sources_of(""), "");
-    }
 
     #[test]
     fn the_newest_version_is_found_by_its_numbers() {

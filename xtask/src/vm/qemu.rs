@@ -1,6 +1,6 @@
-//! The emulator: the machine's own, or Debian's, fetched with apt and unpacked, never
-//! installed. An installation may have to take other packages away: those of QEMU have
-//! to be of one version.
+//! The emulator: the machine's own, or Debian's, fetched and unpacked, never installed.
+//! An installation may have to take other packages away: those of QEMU have to be of
+//! one version.
 
 use std::{
     env,
@@ -11,10 +11,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use xtask::tools;
+use xtask::tools::{self, Version};
 
-use super::{ended_with_us, kernel::folder};
-use crate::{setup::run_quietly, workspace::described};
+use super::{
+    apt::{Apt, Suites, filled},
+    ended_with_us, folder,
+};
+use crate::workspace::described;
 
 /// What is run.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -26,6 +29,13 @@ const FOLDER: &str = "qemu";
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 /// Where firmware is, in packages.
 const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
+/// The first that can be relied on. Those before it, with a thread for each CPU, let a
+/// CPU run into what stands in code for a moment only, while another CPU changes it:
+/// kernels die of `Oops: int3` (mended by "accel/tcg: Always lock pages before
+/// translation").
+const OLDEST: Version = Version::new(8, 1, 0);
+/// Tells which Debian this is.
+const OS_RELEASE: &str = "/etc/os-release";
 
 /// The emulator as files.
 pub(super) struct Qemu {
@@ -37,20 +47,56 @@ pub(super) struct Qemu {
 impl Qemu {
     /// The machine's own, else the unpacked one, fetched if it is not there.
     pub(super) fn fetched() -> Result<Self> {
-        if let Some(program) = tools::program(PROGRAM) {
-            return Ok(Self {
-                program,
-                unpacked: None,
-            });
+        let own = tools::program(PROGRAM).map(|program| Self {
+            program,
+            unpacked: None,
+        });
+        if let Some(own) = own.filter(Self::can_be_relied_on) {
+            return Ok(own);
         }
         let folder = folder()?.join(FOLDER);
-        if !folder.is_dir() {
-            println!("fetching:        {PACKAGE}");
-            fetch(&folder).with_context(|| format!("get {PROGRAM}"))?;
-        }
-        Ok(Self {
+        let fetched = Self {
             program: folder.join("usr/bin").join(PROGRAM),
-            unpacked: Some(folder),
+            unpacked: Some(folder.clone()),
+        };
+        if !fetched.can_be_relied_on() {
+            println!("fetching:        {PACKAGE}");
+            filled(&folder, fetch).with_context(|| format!("get {PROGRAM}"))?;
+            let version = fetched.version()?;
+            if version < OLDEST {
+                bail!(
+                    "get {PROGRAM}: {OLDEST} or later is needed, this Debian has {version}; \
+                     install one by hand"
+                );
+            }
+        }
+        Ok(fetched)
+    }
+
+    /// Whether it is there, works, and is new enough.
+    fn can_be_relied_on(&self) -> bool {
+        self.version().is_ok_and(|version| version >= OLDEST)
+    }
+
+    /// Its version, by its own words.
+    fn version(&self) -> Result<Version> {
+        let mut ask = Command::new(&self.program);
+        ask.arg("--version");
+        if let Some(folder) = &self.unpacked {
+            ask.env("LD_LIBRARY_PATH", libraries(folder));
+        }
+        let output = ask
+            .output()
+            .with_context(|| format!("run {}", described(&ask)))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        Version::find(&said).with_context(|| {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            format!(
+                "run {}: {}\n{}",
+                described(&ask),
+                output.status,
+                complaint.trim_end()
+            )
         })
     }
 
@@ -77,36 +123,38 @@ fn libraries(folder: &Path) -> OsString {
 }
 
 /// Unpacks the package, and all it needs that this machine does not have, into
-/// `folder`: whole or not at all.
+/// `folder`.
 fn fetch(folder: &Path) -> Result<()> {
-    let packages = needed().or_else(|error| {
-        // What apt knows may be old, or nothing.
-        let mut update = Command::new("apt-get");
-        update.args(["-qq", "-o", "Acquire::Retries=3", "update"]);
-        run_quietly(&mut update).with_context(|| format!("{error:#}"))?;
-        needed()
-    })?;
-    let partial = PathBuf::from(format!("{}.partial", folder.display()));
-    let _ = fs::remove_dir_all(&partial);
-    let archives = partial.join("archives");
-    fs::create_dir_all(&archives).with_context(|| format!("make {}", archives.display()))?;
-    let mut download = Command::new("apt-get");
-    download.args(["-qq", "-o", "Acquire::Retries=3", "download"]);
-    run_quietly(download.args(&packages).current_dir(&archives))?;
-    for archive in fs::read_dir(&archives).context("look for the packages")? {
-        let archive = archive.context("look for the packages")?.path();
-        let mut unpack = Command::new("dpkg");
-        run_quietly(unpack.arg("-x").arg(&archive).arg(&partial))?;
-    }
-    fs::remove_dir_all(&archives).with_context(|| format!("remove {}", archives.display()))?;
-    fs::rename(&partial, folder).with_context(|| format!("move {} into place", partial.display()))
+    let release = fs::read_to_string(OS_RELEASE).with_context(|| format!("read {OS_RELEASE}"))?;
+    let codename = codename(&release)
+        .with_context(|| format!("install it by hand: {OS_RELEASE} names no release of Debian"))?;
+    let backports = format!("{codename}-backports");
+    let suites = Suites {
+        main: &format!("{codename} {backports}"),
+        security: &format!("{codename}-security"),
+    };
+    let apt = Apt::updated("qemu", suites)?;
+    let packages = needed(&apt, &backports)?;
+    let mut download = apt.command("apt-get");
+    download.args(["-t", &backports, "download"]).args(packages);
+    apt.unpack(&mut download, folder)
+}
+
+/// The code name of a release of Debian, from the text of os-release.
+fn codename(release: &str) -> Option<&str> {
+    let name = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    let name = name.trim_matches('"');
+    (!name.is_empty()).then_some(name)
 }
 
 /// The package and what this machine lacks for it.
-fn needed() -> Result<Vec<String>> {
-    let mut ask = Command::new("apt-get");
-    ask.args(["--simulate", "--no-install-recommends", "install", PACKAGE]);
+fn needed(apt: &Apt, suite: &str) -> Result<Vec<String>> {
+    let mut ask = apt.command("apt-get");
+    ask.args(["--simulate", "--no-install-recommends", "-t", suite]);
     let output = ask
+        .args(["install", PACKAGE])
         .env("LC_ALL", "C")
         .output()
         .with_context(|| format!("run {}", described(&ask)))?;
@@ -138,5 +186,14 @@ mod tests {
                     Inst liby [1.0] (1.1 Debian:12/stable)\nConf libx (1 Debian:12/stable)\n";
         assert_eq!(installed_by(said), ["libx", "liby"]);
         assert!(installed_by("").is_empty());
+    }
+
+    #[test]
+    fn a_release_of_debian_has_a_code_name() {
+        let text = "NAME=\"Debian GNU/Linux\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+        assert_eq!(codename(text), Some("bookworm"));
+        assert_eq!(codename("VERSION_CODENAME=\"noble\"\n"), Some("noble"));
+        assert_eq!(codename("ID=other\nVERSION_CODENAME=\n"), None);
+        assert_eq!(codename(""), None);
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, io::ErrorKind, ops::AddAss
 
 use anyhow::{Context as _, Result};
 
-use super::kernel::folder;
+use super::folder;
 
 /// What lines of ours begin with.
 const OURS: &str = "throttle-vm: ";
