@@ -17,13 +17,10 @@ mod runner;
 mod wire;
 
 use etherparse::PacketBuilder;
-use nix::{
-    libc,
-    sched::{CpuSet, sched_setaffinity},
-    sys::signal::Signal,
-    unistd::Pid,
-};
+use nix::{libc, sys::signal::Signal};
+use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
@@ -38,7 +35,7 @@ use throttle_tests::{
     process::Mounts,
     throttle_cmd::{status, tallies},
     timing::millis,
-    wait_until,
+    wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -48,6 +45,41 @@ fn times(syns: &[Syn]) -> Vec<u64> {
 }
 
 // ---- floods ---------------------------------------------------------------
+
+/// Waits until no scope has anything half-open or in its queue, and returns the sums of
+/// what all of them counted.
+#[track_caller]
+fn counts_when_over(
+    lab: &Lab,
+    mounts: Option<&Mounts>,
+    timeout: Duration,
+) -> BTreeMap<String, u64> {
+    let scopes = wait_for("nothing half-open, nothing queued", timeout, || {
+        let shown = status(&lab.client, mounts);
+        let scopes = shown["throttles"][0]["scopes"].as_array().unwrap().clone();
+        let is_over = |scope: &Value| scope["half_open"] == 0 && scope["queued"] == 0;
+        // Of the flood, and of the honest.
+        (scopes.len() > 1 && scopes.iter().all(is_over)).then_some(scopes)
+    });
+    let mut sums = BTreeMap::new();
+    for scope in &scopes {
+        for (name, count) in scope["tallies"].as_object().unwrap() {
+            *sums.entry(name.clone()).or_default() += count.as_u64().unwrap();
+        }
+    }
+    sums
+}
+
+/// Asserts that so many attempts were counted, and what became of each.
+#[track_caller]
+fn assert_all_accounted(counts: &BTreeMap<String, u64>, attempts: u64) {
+    let accounted = counts["passed"] + counts["deferred"] + counts["overflowed"];
+    assert_eq!(
+        (counts["attempts"], accounted),
+        (attempts, attempts),
+        "{counts:?}"
+    );
+}
 
 #[test]
 fn a_flood_in_one_cgroup_delays_no_program_of_another() {
@@ -80,35 +112,16 @@ fn a_flood_in_one_cgroup_delays_no_program_of_another() {
     // The wall between them, and not the flood, is what is measured: on a CPU
     // that floods, everything takes a while.
     assert!(took < 3_000.0, "{took} ms");
-    wait_until("nothing to count", Duration::from_secs(5), || {
-        let status = status(&lab.client, None);
-        let throttle = &status["throttles"][0];
-        let scopes = throttle["scopes"].as_array().unwrap();
-        !scopes.is_empty()
-            && scopes
-                .iter()
-                .all(|scope| scope["half_open"] == 0 && scope["queued"] == 0)
-    });
-    let shown = status(&lab.client, None);
-    let scopes = shown["throttles"][0]["scopes"].as_array().unwrap().clone();
-    let count = |name: &str| -> u64 {
-        let of = |scope: &serde_json::Value| scope["tallies"][name].as_u64().unwrap_or(0);
-        scopes.iter().map(of).sum()
-    };
-    assert_eq!(count("attempts"), sent + 40, "{shown}");
-    assert_eq!(
-        count("attempts"),
-        count("passed") + count("deferred") + count("overflowed"),
-        "{shown}"
-    );
+    let counts = counts_when_over(&lab, None, Duration::from_secs(5));
+    assert_all_accounted(&counts, sent + 40);
     assert_eq!(throttle.limit_events().len(), 1);
     eprintln!(
         "measured: flood beside another cgroup: {sent} SYNs in {:?} in one cgroup: {} overflowed, {} were deferred, {} released; 40 of another \
          connected within {took:.0} ms",
         generator::LASTS,
-        count("overflowed"),
-        count("deferred"),
-        count("released")
+        counts["overflowed"],
+        counts["deferred"],
+        counts["released"]
     );
     throttle.stop().expect_success();
 }
@@ -183,26 +196,8 @@ fn a_daemon_that_is_stopped_or_killed_beside_a_flood_costs_nobody_a_connection()
             Throttle::start_with(&lab.client, &mounts, &args)
         };
         waiting.kill();
-        wait_until("nothing to count", Duration::from_secs(30), || {
-            let status = status(&lab.client, Some(&mounts));
-            let scopes = status["throttles"][0]["scopes"].as_array().unwrap();
-            let is_over =
-                |scope: &serde_json::Value| scope["half_open"] == 0 && scope["queued"] == 0;
-            scopes.len() > 1 && scopes.iter().all(is_over)
-        });
-        let shown = status(&lab.client, Some(&mounts));
-        let scopes = shown["throttles"][0]["scopes"].as_array().unwrap();
-        let count = |name: &str| -> u64 {
-            let of = |scope: &serde_json::Value| scope["tallies"][name].as_u64().unwrap_or(0);
-            scopes.iter().map(of).sum()
-        };
-        let honest_ones = u64::from(DEAD + LIVE);
-        assert_eq!(count("attempts"), sent + honest_ones, "{shown}");
-        assert_eq!(
-            count("attempts"),
-            count("passed") + count("deferred") + count("overflowed"),
-            "{shown}"
-        );
+        let counts = counts_when_over(&lab, Some(&mounts), Duration::from_secs(30));
+        assert_all_accounted(&counts, sent + u64::from(DEAD + LIVE));
         eprintln!(
             "measured: daemon {signal} beside a flood: {sent} SYNs in {:?}, {} of which went \
              out; {DEAD} dead attempts of another cgroup out within {:.1} s, {LIVE} others \
@@ -327,10 +322,6 @@ fn an_honest_program_is_released_in_its_turn_however_many_others_queue() {
 /// Lets all threads of a process run on these CPUs, and only when nobody else wants to.
 fn starve(pid: u32, cpus: &[usize]) {
     let parameters = libc::sched_param { sched_priority: 0 };
-    let mut set = CpuSet::new();
-    for cpu in cpus {
-        set.set(*cpu).unwrap();
-    }
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let name = thread.unwrap().file_name();
         let tid: libc::pid_t = name.to_str().unwrap().parse().unwrap();
@@ -338,7 +329,7 @@ fn starve(pid: u32, cpus: &[usize]) {
         let result =
             unsafe { libc::sched_setscheduler(tid, libc::SCHED_IDLE, &raw const parameters) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
-        sched_setaffinity(Pid::from_raw(tid), &set).unwrap();
+        runner::keep_on(tid, cpus);
     }
 }
 

@@ -93,7 +93,15 @@ pub(crate) fn two_cpus() -> Vec<usize> {
 
 /// Has the calling thread run on this CPU alone.
 pub(crate) fn stay_on(cpu: usize) {
+    const CALLING: libc::pid_t = 0;
+    keep_on(CALLING, &[cpu]);
+}
+
+/// Has a thread run on these CPUs alone.
+pub(crate) fn keep_on(thread: libc::pid_t, cpus: &[usize]) {
     let mut set = CpuSet::new();
-    set.set(cpu).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+    for cpu in cpus {
+        set.set(*cpu).unwrap();
+    }
+    sched_setaffinity(Pid::from_raw(thread), &set).unwrap();
 }

@@ -183,6 +183,13 @@ impl Results {
         )
     }
 
+    /// What these programs measured: what each line is about, and what it tells.
+    fn told(&self, programs: &[&str]) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.measured.iter();
+        let wanted = lines.filter(|(program, _)| programs.contains(&program.as_str()));
+        wanted.map(|(_, line)| line.split_once(": ").unwrap_or((line, "")))
+    }
+
     /// Keeps them for the table: programs that were not run now keep what they had, if
     /// it was on the same kernel.
     pub(super) fn store(&self, series: &str) -> Result<()> {
@@ -405,16 +412,15 @@ pub(super) fn page(kernels: &[Results], programs: &[&str]) -> String {
         }
     }
 
-    let measured = distinct(kernels, |kernel| {
-        kernel.measured.iter().map(|(_, line)| subject(line).0)
-    });
+    let lines = kernels.iter().flat_map(|kernel| kernel.told(programs));
+    let measured = distinct(lines.map(|(what, _)| what));
     if !measured.is_empty() {
         text += "\n## Measured\n\n";
     }
     for what in measured {
         let _ = writeln!(text, "{what}:\n");
         for kernel in kernels {
-            let told = kernel.measured.iter().map(|(_, line)| subject(line));
+            let told = kernel.told(programs);
             for (_, told) in told.filter(|(subject, _)| *subject == what) {
                 let _ = writeln!(text, "- {}: {told}", kernel.version());
             }
@@ -458,18 +464,10 @@ fn commits(kernels: &[Results], programs: &[&str]) -> String {
     text
 }
 
-/// What a line is about, and what it tells.
-fn subject(line: &str) -> (&str, &str) {
-    line.split_once(": ").unwrap_or((line, ""))
-}
-
 /// All there are, in the order in which they are met first.
-fn distinct<'a, I: Iterator<Item = &'a str>>(
-    kernels: &'a [Results],
-    of: impl Fn(&'a Results) -> I,
-) -> Vec<&'a str> {
+fn distinct<'a>(of: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut all = Vec::new();
-    for one in kernels.iter().flat_map(of) {
+    for one in of {
         if !all.contains(&one) {
             all.push(one);
         }
@@ -587,6 +585,7 @@ mod tests {
             .built
             .insert("frames".to_owned(), "c0ffee".to_owned());
         results.take("throttle-vm: measured frames a frame: 1 ms");
+        results.take("throttle-vm: measured other something else: 1 ms");
         assert_eq!(
             page(&[results], &["frames"]),
             "## Results\n\n| tests | 6.1 |\n|---|---|\n| `frames` | 1 passed, 1 skipped |\n\n\
