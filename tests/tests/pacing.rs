@@ -119,7 +119,6 @@ impl Case {
         let syns = capture.wait_for_attempts(ATTEMPTS, Duration::from_secs(60));
         let times: Vec<u64> = syns.iter().map(|syn| syn.at_ns).collect();
         let released = &times[PACE.limit..];
-        let pauses = Lateness::of_pauses(released, PACE.interval());
         let first = Duration::from_nanos(released[0] - times[0]);
         let span = Duration::from_nanos(released[49] - released[0]);
         let off = match self.by {
@@ -132,16 +131,19 @@ impl Case {
             }
         };
         self.said.push(format!(
-            "the first after {first:.1?}, the others within {span:.1?}; {off}; pauses: {pauses}"
+            "the first after {first:.1?}, the others within {span:.1?}; {off}"
         ));
         match self.by {
             By::Daemon => {}
             By::Departure => {
                 PACE.assert_line(&times, Duration::ZERO);
                 // Each time TCP asks again, one may wait for its timer: a tenth of them.
-                let is_close =
-                    pauses.median < Duration::from_millis(5) && pauses.far <= pauses.count / 5;
-                assert!(is_close, "{}: {off}; pauses: {pauses}", self.title);
+                let late = Lateness::behind_the_first(released, PACE.interval()).assert_close();
+                assert!(
+                    late.median < Duration::from_millis(5),
+                    "{}: {late}",
+                    self.title
+                );
             }
             By::Sender => PACE.assert_line(&times, BURST),
         }
@@ -163,7 +165,13 @@ impl Case {
             .partition(|(_, info)| info.total_retrans > 0);
         let worst_of = |of: &[(Duration, TcpInfo)]| of.iter().map(|(_, info)| info.rtt).max();
         let worst = worst_of(&repeated).unwrap_or_default();
-        let is_true = !repeated.is_empty() && worst < Duration::from_millis(100);
+        // Not how long it waited, of which a machine that is away for a moment makes a
+        // part: most are close to the truth.
+        let close = repeated.iter().map(|(_, info)| info.rtt);
+        let close = close
+            .filter(|rtt| *rtt < Duration::from_millis(100))
+            .count();
+        let is_true = close > repeated.len() / 2 && worst < Duration::from_millis(500);
         assert!(is_true, "{}: {repeated:?}", self.title);
         let longer = once.iter().filter(|(waited, info)| info.rtt > *waited);
         assert_eq!(longer.count(), 0, "{}: {once:?}", self.title);

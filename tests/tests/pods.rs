@@ -108,7 +108,7 @@ fn a_pod_reaches_a_server_while_others_wait() {
         times[0] < Duration::from_millis(500) && times[1] < Duration::from_millis(500),
         "{times:?}"
     );
-    assert!((1_400..2_300).contains(&times[2].as_millis()), "{times:?}");
+    assert!((1_000..5_000).contains(&times[2].as_millis()), "{times:?}");
     let info = attempts.tcp_info(0);
     assert!(info.rtt < Duration::from_millis(5) * slowness(), "{info:?}");
     let counts = tallies(&throttle.stop(), &lab.device_towards(0));

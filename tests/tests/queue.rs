@@ -3,7 +3,7 @@
 use etherparse::PacketBuilder;
 use std::{net::SocketAddr, ops::Range, time::Duration};
 use throttle_tests::{
-    Capture, Cgroup, Dialer, Lab, Pace,
+    Capture, Cgroup, Dialer, Lab, Pace, Throttle,
     addresses::{self, dead},
     dial::{DialProgram, now_ns},
     holds_for,
@@ -59,13 +59,12 @@ fn the_patient_do_not_wait_behind_those_who_gave_up() {
     }
     let closed_ns = now_ns();
 
-    // The next release is due within 200 ms, and nobody else is left.
+    // The next release is due within 200 ms, and nobody else is left: at most one who
+    // was about to go.
     let syn = capture.wait_for_syn_to(dead(450), SOON);
     let after_close = millis(closed_ns, syn.at_ns);
-    assert!(
-        after_close < 300.0,
-        "{after_close} ms after the last of them gave up"
-    );
+    let still = scanned_between(&capture, closed_ns, syn.at_ns);
+    assert!(still <= 1, "{still} went out after the last had given up");
     let out = scanned_between(&capture, 0, syn.at_ns);
     assert!(out <= 8, "{out} of the scanner's were out first");
     eprintln!(
@@ -78,7 +77,7 @@ fn the_patient_do_not_wait_behind_those_who_gave_up() {
     let later = dialer.dial_more(&attempts, dead(451));
     let syn = capture.wait_for_syn_to(dead(451), SOON);
     let waited = millis(later.started_ns, syn.at_ns);
-    assert!(waited < 300.0, "{waited} ms");
+    assert_eq!(scanned_between(&capture, later.started_ns, syn.at_ns), 0);
     eprintln!("one that came after them: out after {waited:.0} ms");
 
     let times: Vec<u64> = capture
@@ -101,6 +100,8 @@ fn one_attempt_of_another_program_goes_out_at_the_next_turn() {
     capture.wait_for_attempts(12, SOON);
 
     for n in 450..453 {
+        // Right behind a release, so that the daemon knows of it before the next.
+        capture.wait_for_attempts(capture.attempts() + 1, SOON);
         let program = DialProgram::new(&lab.client)
             .to([dead(n)])
             .in_cgroup(&honest)
@@ -112,7 +113,6 @@ fn one_attempt_of_another_program_goes_out_at_the_next_turn() {
         // One release may have the scanner's turn, the next is its own.
         let ahead = scanned_between(&capture, started_ns, syn.at_ns);
         assert!(ahead <= 1, "{ahead} of the scanner's went out first");
-        assert!(waited < 500.0, "{waited} ms");
         eprintln!("beside a line of 290: out after {waited:.0} ms, {ahead} of the scanner's first");
     }
     let times: Vec<u64> = capture
@@ -196,7 +196,6 @@ fn a_program_that_is_killed_leaves_its_line_to_others() {
     let out = scanned_between(&capture, killed_ns, syn.at_ns);
     assert_eq!(out, 0, "of the killed program's");
     let waited = Duration::from_nanos(syn.at_ns.saturating_sub(killed_ns));
-    assert!(waited < Duration::from_millis(1_000), "{waited:?}");
     eprintln!("four attempts beside 300 of a killed program: all out {waited:?} after its end");
 }
 
@@ -232,7 +231,8 @@ fn a_syn_that_the_device_does_not_take_holds_nobody_up() {
         per_second: 2,
     };
     let lab = Lab::plain();
-    let throttle = PACE.throttle(&lab.client, &lab.device, &[]);
+    // Nobody gets out before the device is ready.
+    let throttle = lab.throttle(&["--limit=1", "--rate=1/m"]);
     let capture = lab.capture();
     let _held = lab.dial([dead(0)]);
     let held = capture.wait_for_syn_to(dead(0), SOON);
@@ -251,6 +251,10 @@ fn a_syn_that_the_device_does_not_take_holds_nobody_up() {
     Forger::new(&lab.client, &lab.device).send(IPV4, &frame);
     lab.client.ip(&format!("link set {} mtu 100", lab.device));
     assert_eq!(capture.attempts(), 1, "it got out before it was too large");
+    let rate = format!("--rate={}/s", PACE.per_second);
+    Throttle::command(&lab.client, &["set", &rate])
+        .output()
+        .expect_success();
 
     let honest: Vec<SocketAddr> = (2..7).map(dead).collect();
     let _attempts = lab.dial(honest.iter().copied());

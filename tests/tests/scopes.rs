@@ -344,6 +344,8 @@ fn lines_of_one_scope_take_turns_by_process() {
     scanner.wait_for(SCANNED.len(), "started", SOON);
     capture.wait_for_attempts(PACE.limit + 2, SOON);
     for n in 1_000..1_003 {
+        // Right behind a release, so that the daemon knows of it before the next.
+        capture.wait_for_attempts(capture.attempts() + 1, SOON);
         let one = program().to([dead(n)]).start();
         one.wait_for(1, "started", SOON);
         let started_ns = of_program(&one)[0].started_ns;
