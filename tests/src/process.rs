@@ -12,7 +12,7 @@ use nix::{
 };
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     io::{self, BufRead, BufReader, Read},
     os::{fd::AsFd, unix::process::CommandExt},
     process::{Child, Command, ExitStatus, Stdio},
@@ -275,6 +275,14 @@ impl Finished {
     }
 }
 
+/// Whether each thread of a process is stopped.
+fn is_stopped(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut stats = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")));
+    // A thread that has ended meanwhile has no state.
+    stats.all(|stat| stat.is_ok_and(|stat| stat.contains(") T ")))
+}
+
 /// A running program. It is killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -305,7 +313,8 @@ impl Process {
         look(&self.stdout.lines.lock().unwrap())
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. SIGSTOP has stopped all of it when this returns: it stops only
+    /// when it runs the next time.
     ///
     /// # Panics
     /// When it is no more.
@@ -313,6 +322,10 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal)
             .unwrap_or_else(|e| panic!("send {signal} to `{}`: {e}", self.line));
+        if signal == Signal::SIGSTOP {
+            let what = format!("`{}` to be stopped", self.line);
+            wait::wait_until(&what, Duration::from_secs(5), || is_stopped(self.pid()));
+        }
     }
 
     /// How it ended, if it has.

@@ -35,7 +35,7 @@ pub(crate) struct Pump {
 struct Control {
     /// Its end.
     stop: AtomicBool,
-    /// That nothing arrives at the one end.
+    /// That nothing is delivered to the one end.
     hold: AtomicBool,
     /// Says that one of these has changed.
     changed: EventFd,
@@ -49,8 +49,8 @@ impl Control {
     }
 }
 
-/// While this is there, nothing arrives at the one end of a wire. All of it does
-/// when this is dropped.
+/// While this is there, nothing that is sent from now on arrives at the one end of a
+/// wire. All of it does when this, or another one of the same wire, is dropped.
 #[derive(Debug)]
 #[must_use = "nothing is held back longer than this is kept"]
 pub struct Held<'a>(&'a Control);

@@ -20,9 +20,9 @@ fn close() -> Duration {
 }
 
 /// Of so many one may be farther off: a machine that others share is away for a while
-/// now and then. A daemon that is late by itself is so at each release, or at each
-/// other one.
-const FEW: usize = 4;
+/// now and then. A daemon that something else keeps busy for a while each second is late
+/// more often than that.
+const FEW: usize = 6;
 /// How much the clock of the captures, which is being disciplined, may differ
 /// from the kernel's monotonic one over an interval.
 const CLOCKS_DIFFER: Duration = Duration::from_millis(1);
@@ -117,12 +117,13 @@ impl Pace {
             // One that came late may be followed by one that is on time.
             assert!(early <= CLOCKS_DIFFER, "a release {early:?} too early");
         }
-        let mut due = Due::of(first_due_ns, interval_ns);
-        let deferred = attempts[self.limit..].iter().zip(released);
-        let mut before_ns = first_due_ns;
-        let off = deferred.map(|(attempt, &came_ns)| {
-            if attempt.started_ns > before_ns {
-                due.begin(attempt.started_ns);
+        // The throttle saw each of them before the next was started.
+        let seen_ns = |n: usize| attempts.get(n + 1).unwrap_or(&attempts[n]).started_ns;
+        let mut due = Due::behind(seen_ns(self.limit), interval_ns);
+        let mut before_ns = u64::MAX;
+        let off = (self.limit..).zip(released).map(|(n, &came_ns)| {
+            if attempts[n].started_ns > before_ns {
+                due.begin(seen_ns(n));
             }
             before_ns = came_ns;
             due.lateness(came_ns)
@@ -132,7 +133,7 @@ impl Pace {
 }
 
 /// When the next release of a line is due: an interval after the one before, and who
-/// is late by more than that makes up for one interval only.
+/// is late makes up for a bounded time only.
 #[derive(Clone, Copy, Debug)]
 struct Due {
     next_ns: u64,
@@ -140,16 +141,25 @@ struct Due {
 }
 
 impl Due {
-    const fn of(next_ns: u64, interval_ns: u64) -> Self {
+    /// Of a line that began, or let the first of it out, at this moment.
+    const fn behind(from_ns: u64, interval_ns: u64) -> Self {
         Self {
-            next_ns,
+            next_ns: from_ns + interval_ns,
             interval_ns,
         }
     }
 
     /// The line was empty, and somebody has joined it.
-    fn begin(&mut self, arrived_ns: u64) {
-        self.next_ns = self.next_ns.max(arrived_ns + self.interval_ns);
+    fn begin(&mut self, seen_ns: u64) {
+        self.next_ns = self.next_ns.max(seen_ns + self.interval_ns);
+    }
+
+    /// How much lateness is made up for: an interval, but at least 20 ms and at most a
+    /// second.
+    fn made_up_ns(self) -> u64 {
+        const AT_LEAST_NS: u64 = 20_000_000;
+        const AT_MOST_NS: u64 = 1_000_000_000;
+        self.interval_ns.clamp(AT_LEAST_NS, AT_MOST_NS)
     }
 
     /// How late the next one is that came at this time. What comes earlier says that it
@@ -159,7 +169,7 @@ impl Due {
         let from_ns = if late_ns == 0 {
             came_ns
         } else {
-            self.next_ns.max(came_ns - self.interval_ns)
+            self.next_ns.max(came_ns.saturating_sub(self.made_up_ns()))
         };
         self.next_ns = from_ns + self.interval_ns;
         Duration::from_nanos(late_ns)
@@ -213,14 +223,20 @@ impl Lateness {
     /// `interval`: for when it is not known at which moment the first was due.
     ///
     /// # Panics
-    /// When there are no two.
+    /// When there are no two, or they came faster than one each interval: one may be
+    /// made up for.
     #[track_caller]
     pub fn behind_the_first(came_ns: &[u64], interval: Duration) -> Self {
         let interval_ns = u64::try_from(interval.as_nanos()).unwrap();
         let [first_ns, behind @ ..] = came_ns else {
             panic!("no first")
         };
-        let mut due = Due::of(first_ns + interval_ns, interval_ns);
+        for (n, came_ns) in (1..).zip(behind) {
+            let due = (interval * n).saturating_sub(2 * interval);
+            let after = Duration::from_nanos(came_ns - first_ns) + CLOCKS_DIFFER;
+            assert!(after >= due, "number {n} behind the first after {after:?}");
+        }
+        let mut due = Due::behind(*first_ns, interval_ns);
         Self::of(behind.iter().map(|came_ns| due.lateness(*came_ns)))
     }
 
@@ -261,17 +277,21 @@ pub fn millis(from_ns: u64, to_ns: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const INTERVAL: Duration = Duration::from_nanos(100);
+    const INTERVAL: Duration = Duration::from_millis(100);
+
+    fn nanos(millis: u64) -> u64 {
+        millis * 1_000_000
+    }
+
+    fn lateness(due: &mut Due, came_ms: u64) -> u128 {
+        due.lateness(nanos(came_ms)).as_millis()
+    }
 
     #[track_caller]
-    fn assert_late(came_ns: &[u64], expected: &[u64]) {
-        let mut due = Due::of(100, 100);
-        let late: Vec<u128> = came_ns
-            .iter()
-            .map(|came_ns| due.lateness(*came_ns).as_nanos())
-            .collect();
-        let expected: Vec<u128> = expected.iter().map(|&late| late.into()).collect();
-        assert_eq!(late, expected, "{came_ns:?}");
+    fn assert_late(came_ms: &[u64], expected: &[u128]) {
+        let mut due = Due::behind(0, nanos(100));
+        let late: Vec<u128> = came_ms.iter().map(|&ms| lateness(&mut due, ms)).collect();
+        assert_eq!(late, expected, "{came_ms:?}");
     }
 
     #[test]
@@ -291,15 +311,25 @@ mod tests {
 
     #[test]
     fn in_an_empty_line_the_next_is_due_an_interval_after_it_came() {
-        let mut due = Due::of(100, 100);
-        assert_eq!(due.lateness(100), Duration::ZERO);
-        due.begin(777);
-        assert_eq!(due.lateness(880), Duration::from_nanos(3));
+        let mut due = Due::behind(0, nanos(100));
+        assert_eq!(lateness(&mut due, 100), 0);
+        due.begin(nanos(777));
+        assert_eq!(lateness(&mut due, 880), 3);
     }
 
     #[test]
     fn if_the_first_is_late_the_others_are_not_early() {
-        let late = Lateness::behind_the_first(&[150, 200, 300, 410], INTERVAL);
-        assert_eq!((late.count, late.worst), (3, Duration::from_nanos(10)));
+        let late = Lateness::behind_the_first(&[150, 200, 300, 410].map(nanos), INTERVAL);
+        assert_eq!((late.count, late.worst.as_millis()), (3, 10));
+    }
+
+    #[test]
+    fn those_that_come_in_bursts_do_not_come_at_the_rate() {
+        for came_ms in [[0, 0, 0, 0], [0, 1_000, 1_000, 1_000]] {
+            let caught = std::panic::catch_unwind(|| {
+                Lateness::behind_the_first(&came_ms.map(nanos), INTERVAL).assert_close()
+            });
+            assert!(caught.is_err(), "{came_ms:?}");
+        }
     }
 }

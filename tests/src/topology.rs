@@ -318,8 +318,8 @@ impl Lab {
         Dialer::new(&self.client).dial(destinations)
     }
 
-    /// Holds back whatever comes from the far end until what this returns is dropped:
-    /// for attempts that are all to be made before the first is answered.
+    /// Holds back whatever the far end sends from now on, until what this returns is
+    /// dropped: for attempts that are all to be made before the first is answered.
     ///
     /// # Panics
     /// When client and far are joined by a veth pair: see [`Builder::delay`].

@@ -295,7 +295,7 @@ fn without_an_answer_the_place_is_free_after_the_timeout() {
     let after = millis(row.front.at_ns, next.at_ns) / 1e3;
     eprintln!("--attempt-timeout 3s: the place was free after {after:.2} s");
     // The rate alone would take a minute.
-    assert!((2.7..10.0).contains(&after), "{after} s");
+    assert!((2.7..4.5).contains(&after), "{after} s");
     let counts = tallies(&throttle.stop(), &lab.device);
     assert_eq!(counts["expired"], 1, "{counts:?}");
 }
@@ -320,7 +320,7 @@ fn two_hundred_live_endpoints_are_connected_as_fast_as_they_answer() {
         2 * away
     );
     // The rate alone would take 15 s.
-    assert!(last < Duration::from_secs(5), "{last:?}");
+    assert!(last < 50 * away + Duration::from_secs(1), "{last:?}");
     let counts = tallies(&throttle.stop(), &lab.device);
     assert_eq!(
         (counts["answered"], counts["deferred"]),

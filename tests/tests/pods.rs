@@ -8,7 +8,7 @@ use throttle_tests::{
     frame::{Checksum, Syn},
     throttle_cmd::{Running, scope_in, status, tallies},
     timing::millis,
-    wait::{slowness, wait_until},
+    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -110,7 +110,8 @@ fn a_pod_reaches_a_server_while_others_wait() {
     );
     assert!((1_000..5_000).contains(&times[2].as_millis()), "{times:?}");
     let info = attempts.tcp_info(0);
-    assert!(info.rtt < Duration::from_millis(5) * slowness(), "{info:?}");
+    // Not how long it waited.
+    assert!(info.rtt < Duration::from_millis(500), "{info:?}");
     let counts = tallies(&throttle.stop(), &lab.device_towards(0));
     assert_eq!((counts["known"], counts["answered"]), (1, 3), "{counts:?}");
     eprintln!(

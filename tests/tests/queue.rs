@@ -22,6 +22,12 @@ const PACE: Pace = Pace {
 const SCANNED: Range<u32> = 100..400;
 const LONG_LINE: &[&str] = &["--max-delay=90s"];
 
+/// In milliseconds: five releases. Whoever's turn has come waits for one or two of them,
+/// and for what a machine adds that is away for a moment.
+fn a_second() -> f64 {
+    1e3 * f64::from(slowness())
+}
+
 fn scanner(lab: &Lab, cgroup: &Cgroup) -> DialProgram {
     DialProgram::new(&lab.client)
         .to(SCANNED.map(dead))
@@ -65,6 +71,7 @@ fn the_patient_do_not_wait_behind_those_who_gave_up() {
     let after_close = millis(closed_ns, syn.at_ns);
     let still = scanned_between(&capture, closed_ns, syn.at_ns);
     assert!(still <= 1, "{still} went out after the last had given up");
+    assert!(after_close < a_second(), "{after_close} ms");
     let out = scanned_between(&capture, 0, syn.at_ns);
     assert!(out <= 8, "{out} of the scanner's were out first");
     eprintln!(
@@ -77,7 +84,7 @@ fn the_patient_do_not_wait_behind_those_who_gave_up() {
     let later = dialer.dial_more(&attempts, dead(451));
     let syn = capture.wait_for_syn_to(dead(451), SOON);
     let waited = millis(later.started_ns, syn.at_ns);
-    assert_eq!(scanned_between(&capture, later.started_ns, syn.at_ns), 0);
+    assert!(waited < a_second(), "{waited} ms");
     eprintln!("one that came after them: out after {waited:.0} ms");
 
     let times: Vec<u64> = capture
@@ -113,6 +120,7 @@ fn one_attempt_of_another_program_goes_out_at_the_next_turn() {
         // One release may have the scanner's turn, the next is its own.
         let ahead = scanned_between(&capture, started_ns, syn.at_ns);
         assert!(ahead <= 1, "{ahead} of the scanner's went out first");
+        assert!(waited < a_second(), "{waited} ms");
         eprintln!("beside a line of 290: out after {waited:.0} ms, {ahead} of the scanner's first");
     }
     let times: Vec<u64> = capture
@@ -195,8 +203,9 @@ fn a_program_that_is_killed_leaves_its_line_to_others() {
     let syn = capture.wait_for_syn_to(dead(453), SOON);
     let out = scanned_between(&capture, killed_ns, syn.at_ns);
     assert_eq!(out, 0, "of the killed program's");
-    let waited = Duration::from_nanos(syn.at_ns.saturating_sub(killed_ns));
-    eprintln!("four attempts beside 300 of a killed program: all out {waited:?} after its end");
+    let waited = millis(killed_ns, syn.at_ns);
+    assert!(waited < 2.0 * a_second(), "{waited} ms");
+    eprintln!("four attempts beside 300 of a killed program: all out {waited:.0} ms after its end");
 }
 
 #[test]

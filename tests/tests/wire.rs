@@ -80,7 +80,8 @@ fn a_deferred_connection_has_the_round_trip_time_of_its_path() {
             assert!((rtt - by_ss).abs() < 1.0, "ss says {by_ss} ms: {info:?}");
             fastest = fastest.min(rtt);
             // Of a packet that was thought lost it would be a second and more.
-            assert!(info.rto < Duration::from_millis(500), "{info:?}");
+            let true_rto = 3 * info.rtt + Duration::from_millis(300);
+            assert!(info.rto < true_rto, "{info:?}");
             eprintln!(
                 "{title}, {}: deferred for {waited:?}, then rtt {:?}, rto {:?}",
                 attempt.dst, info.rtt, info.rto

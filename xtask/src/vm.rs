@@ -421,7 +421,8 @@ impl Emulator {
             .with_context(|| format!("write the initramfs of Linux {}", unpacked.release))?;
         let mut command = self.qemu.command();
         command
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+            .args(["-accel", self.qemu.accelerator()])
+            .args(["-cpu", "max", "-smp", "2"])
             .args(["-m", "2048", "-nodefaults", "-no-user-config", "-nographic"])
             .args(["-no-reboot", "-serial", "stdio"])
             .arg("-kernel")

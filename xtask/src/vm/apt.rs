@@ -1,5 +1,6 @@
 //! Packages of Debian's, fetched with apt and unpacked, never installed: by sources and
-//! lists of their own, which leave those of the machine as they are.
+//! lists of their own. What is installed, and the machine's own sources and lists, stay
+//! as they are.
 
 use std::{
     fs,
@@ -22,36 +23,58 @@ pub(super) struct Suites<'a> {
     pub(super) security: &'a str,
 }
 
-/// Whether this machine gets packages from Debian's archive.
-pub(super) fn has_archive() -> bool {
-    let none = Suites {
-        main: "",
-        security: "",
-    };
-    xtask::tools::program("apt-get").is_some() && sources(none).is_ok()
+impl<'a> Suites<'a> {
+    /// The last one of the main archive's.
+    pub(super) fn last(self) -> &'a str {
+        self.main.rsplit(' ').next().unwrap_or_default()
+    }
 }
 
-/// Sources of packages, for apt: the archives that this machine has, with other
-/// suites.
-fn sources(suites: Suites<'_>) -> Result<String> {
+/// Whether this machine gets packages from Debian's archive.
+pub(super) fn has_archive() -> bool {
+    xtask::tools::program("apt-get").is_some() && codename().is_ok()
+}
+
+/// The code name of the Debian that this machine gets packages of.
+pub(super) fn codename() -> Result<String> {
+    codename_of(&told()?).with_context(no_archive)
+}
+
+/// What apt tells of this machine's sources, a line each: the archive's name for itself,
+/// the code name of the suite, and where it is.
+fn told() -> Result<String> {
     let mut ask = Command::new("apt-get");
-    ask.args(["indextargets", "--format", "$(LABEL)|$(REPO_URI)"]);
-    ask.arg("Created-By: Packages");
+    ask.args(["indextargets", "--format"]);
+    ask.args(["$(LABEL)|$(CODENAME)|$(REPO_URI)", "Created-By: Packages"]);
     let told = ask
         .output()
         .with_context(|| format!("run {}", described(&ask)))?;
-    let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    let sources = sources_of(&told, suites);
-    if sources.is_empty() {
-        bail!(
-            "find Debian's archive: this machine's sources of packages do not name it; run `apt-get \
-             update` if that was never done"
-        );
-    }
-    Ok(sources)
+    Ok(String::from_utf8_lossy(&told.stdout).into_owned())
 }
 
-/// The same, from what apt tells of its sources.
+fn no_archive() -> &'static str {
+    "find Debian's archive: this machine's sources of packages do not name it; run `apt-get \
+     update` if that was never done"
+}
+
+/// The sources of this label, from what apt tells: code names and places.
+fn labelled<'a>(told: &'a str, label: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    told.lines().filter_map(move |line| {
+        let (of, source) = line.split_once('|')?;
+        (of == label).then(|| source.split_once('|'))?
+    })
+}
+
+/// The code name of a release, from what apt tells. Those of what is added to a release
+/// have a hyphen.
+fn codename_of(told: &str) -> Option<String> {
+    let mut names = labelled(told, "Debian").map(|(name, _)| name);
+    let name = names.find(|name| !name.is_empty() && !name.contains('-'))?;
+    Some(name.to_owned())
+}
+
+/// Sources of packages, for apt: the archives that this machine has, by what apt tells
+/// of them, with other suites.
 fn sources_of(told: &str, suites: Suites<'_>) -> String {
     [
         ("Debian", suites.main),
@@ -59,10 +82,7 @@ fn sources_of(told: &str, suites: Suites<'_>) -> String {
     ]
     .iter()
     .filter_map(|(label, suites)| {
-        let place = told
-            .lines()
-            .filter_map(|line| line.split_once('|'))
-            .find_map(|(of, place)| (of == *label).then_some(place))?;
+        let (_, place) = labelled(told, label).next()?;
         Some(format!(
             "Types: deb\nURIs: {place}\nSuites: {suites}\nComponents: main\n\
              Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
@@ -88,10 +108,15 @@ impl Apt {
             fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
         }
         let sources = apt.folder.join("parts/vm.sources");
-        fs::write(&sources, self::sources(suites)?)
-            .with_context(|| format!("write {}", sources.display()))?;
-        run_quietly(apt.command("apt-get").arg("update"))
-            .context("ask Debian's archive for what it has")?;
+        let text = sources_of(&told()?, suites);
+        if text.is_empty() {
+            bail!(no_archive());
+        }
+        fs::write(&sources, text).with_context(|| format!("write {}", sources.display()))?;
+        let mut update = apt.command("apt-get");
+        // Else a list that cannot be had is no error.
+        update.args(["-o", "APT::Update::Error-Mode=any", "update"]);
+        run_quietly(&mut update).context("ask Debian's archive for what it has")?;
         Ok(apt)
     }
 
@@ -144,15 +169,18 @@ pub(super) fn filled(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> R
 mod tests {
     use super::*;
 
+    const TOLD: &str = "Other|bookworm|http://other.example/\n\
+        Debian-Security|bookworm-security|http://mirror.example/security/\n\
+        Debian|bookworm-updates|http://mirror.example/debian/\n\
+        Debian|bookworm|http://second.example/debian/\n";
+
     #[test]
     fn packages_come_from_the_archives_that_the_machine_has() {
-        let told = "Other|http://other.example/\nDebian-Security|http://mirror.example/security/\n\
-                    Debian|http://mirror.example/debian/\nDebian|http://second.example/debian/\n";
         let suites = Suites {
             main: "one two",
             security: "one-security",
         };
-        let sources = sources_of(told, suites);
+        let sources = sources_of(TOLD, suites);
         let lines = |name: &str| -> Vec<&str> {
             sources
                 .lines()
@@ -165,6 +193,14 @@ mod tests {
         ];
         assert_eq!(lines("URIs: "), expected);
         assert_eq!(lines("Suites: "), ["one two", "one-security"]);
+        assert_eq!(suites.last(), "two");
         assert_eq!(sources_of("", suites), "");
+    }
+
+    #[test]
+    fn a_release_is_named_by_its_archive() {
+        assert_eq!(codename_of(TOLD).as_deref(), Some("bookworm"));
+        assert_eq!(codename_of("Other|faye|http://other.example/\n"), None);
+        assert_eq!(codename_of("Debian||http://other.example/\n"), None);
     }
 }

@@ -5,7 +5,6 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -14,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use xtask::tools::{self, Version};
 
 use super::{
-    apt::{Apt, Suites, filled},
+    apt::{self, Apt, Suites, filled},
     ended_with_us, folder,
 };
 use crate::workspace::described;
@@ -24,72 +23,62 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// The package that holds it.
 const PACKAGE: &str = "qemu-system-x86";
 /// The folder, among those of virtual machines, that it is unpacked into.
-const FOLDER: &str = "qemu";
+const FOLDER: &str = "emulator";
 /// Where libraries are, in packages.
 const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 /// Where firmware is, in packages.
 const FIRMWARE: [&str; 2] = ["usr/share/qemu", "usr/share/seabios"];
-/// The first that can be relied on. Those before it, with a thread for each CPU, let a
-/// CPU run into what stands in code for a moment only, while another CPU changes it:
-/// kernels die of `Oops: int3` (mended by "accel/tcg: Always lock pages before
-/// translation").
+/// The first that can emulate each CPU in a thread of its own. Those before it let a CPU
+/// run into what stands in code for a moment only, while another CPU changes it: kernels
+/// die of `Oops: int3` (mended by "accel/tcg: Always lock pages before translation").
 const OLDEST: Version = Version::new(8, 1, 0);
-/// Tells which Debian this is.
-const OS_RELEASE: &str = "/etc/os-release";
 
 /// The emulator as files.
+#[derive(Clone)]
 pub(super) struct Qemu {
     program: PathBuf,
     /// What it was unpacked into, if it was.
     unpacked: Option<PathBuf>,
+    version: Version,
 }
 
 impl Qemu {
-    /// The machine's own, else the unpacked one, fetched if it is not there.
+    /// The machine's own if it is new enough, else the unpacked one, fetched if it is
+    /// not there. If none can be had that is new enough, one that is not.
     pub(super) fn fetched() -> Result<Self> {
-        let own = tools::program(PROGRAM).map(|program| Self {
-            program,
-            unpacked: None,
-        });
-        if let Some(own) = own.filter(Self::can_be_relied_on) {
-            return Ok(own);
+        let own = tools::program(PROGRAM).and_then(|program| Self::at(program, None).ok());
+        if let Some(own) = own.as_ref().filter(|own| own.version >= OLDEST) {
+            return Ok(own.clone());
         }
         let folder = folder()?.join(FOLDER);
-        let fetched = Self {
-            program: folder.join("usr/bin").join(PROGRAM),
-            unpacked: Some(folder.clone()),
-        };
-        if !fetched.can_be_relied_on() {
-            println!("fetching:        {PACKAGE}");
-            filled(&folder, fetch).with_context(|| format!("get {PROGRAM}"))?;
-            let version = fetched.version()?;
-            if version < OLDEST {
-                bail!(
-                    "get {PROGRAM}: {OLDEST} or later is needed, this Debian has {version}; \
-                     install one by hand"
-                );
-            }
+        let unpacked = || Self::at(folder.join("usr/bin").join(PROGRAM), Some(folder.clone()));
+        if let Ok(unpacked) = unpacked() {
+            return Ok(unpacked);
         }
-        Ok(fetched)
+        println!("fetching:        {PACKAGE}");
+        let fetched = filled(&folder, fetch).and_then(|()| unpacked());
+        match (fetched, own) {
+            (Ok(fetched), _) => Ok(fetched),
+            (Err(error), Some(own)) => {
+                println!("{error:#}\nso this machine's own is used, which is old");
+                Ok(own)
+            }
+            (Err(error), None) => Err(error).with_context(|| format!("get {PROGRAM}")),
+        }
     }
 
-    /// Whether it is there, works, and is new enough.
-    fn can_be_relied_on(&self) -> bool {
-        self.version().is_ok_and(|version| version >= OLDEST)
-    }
-
-    /// Its version, by its own words.
-    fn version(&self) -> Result<Version> {
-        let mut ask = Command::new(&self.program);
+    /// The one that is there, if it works.
+    fn at(program: PathBuf, unpacked: Option<PathBuf>) -> Result<Self> {
+        let mut ask = Command::new(&program);
         ask.arg("--version");
-        if let Some(folder) = &self.unpacked {
+        if let Some(folder) = &unpacked {
             ask.env("LD_LIBRARY_PATH", libraries(folder));
         }
         let output = ask
             .output()
             .with_context(|| format!("run {}", described(&ask)))?;
         let said = String::from_utf8_lossy(&output.stdout);
-        Version::find(&said).with_context(|| {
+        let version = Version::find(&said).with_context(|| {
             let complaint = String::from_utf8_lossy(&output.stderr);
             format!(
                 "run {}: {}\n{}",
@@ -97,7 +86,22 @@ impl Qemu {
                 output.status,
                 complaint.trim_end()
             )
+        })?;
+        Ok(Self {
+            program,
+            unpacked,
+            version,
         })
+    }
+
+    /// How it emulates the processor, for `-accel`: in a thread for each CPU, or, if it
+    /// is old, in one for all, in which a CPU that waits for another one takes long.
+    pub(super) fn accelerator(&self) -> &'static str {
+        if self.version >= OLDEST {
+            "tcg,thread=multi"
+        } else {
+            "tcg,thread=single"
+        }
     }
 
     /// A command that runs it, and ends it with us, however we end.
@@ -105,8 +109,11 @@ impl Qemu {
         let mut command = ended_with_us(&self.program);
         if let Some(folder) = &self.unpacked {
             command.env("LD_LIBRARY_PATH", libraries(folder));
-            for firmware in FIRMWARE {
-                command.arg("-L").arg(folder.join(firmware));
+            // What is installed already was not fetched.
+            for place in [folder, Path::new("/")] {
+                for firmware in FIRMWARE {
+                    command.arg("-L").arg(place.join(firmware));
+                }
             }
         }
         command
@@ -123,50 +130,70 @@ fn libraries(folder: &Path) -> OsString {
 }
 
 /// Unpacks the package, and all it needs that this machine does not have, into
-/// `folder`.
+/// `folder`: that of this Debian, or of its backports if that one is too old.
 fn fetch(folder: &Path) -> Result<()> {
-    let release = fs::read_to_string(OS_RELEASE).with_context(|| format!("read {OS_RELEASE}"))?;
-    let codename = codename(&release)
-        .with_context(|| format!("install it by hand: {OS_RELEASE} names no release of Debian"))?;
-    let backports = format!("{codename}-backports");
-    let suites = Suites {
-        main: &format!("{codename} {backports}"),
-        security: &format!("{codename}-security"),
+    let codename = apt::codename()?;
+    let security = format!("{codename}-security");
+    let of = |suites: &str| -> Result<Wanted> {
+        let suites = Suites {
+            main: suites,
+            security: &security,
+        };
+        Wanted::of(Apt::updated("qemu", suites)?, suites.last())
     };
-    let apt = Apt::updated("qemu", suites)?;
-    let packages = needed(&apt, &backports)?;
-    let mut download = apt.command("apt-get");
-    download.args(["-t", &backports, "download"]).args(packages);
-    apt.unpack(&mut download, folder)
-}
-
-/// The code name of a release of Debian, from the text of os-release.
-fn codename(release: &str) -> Option<&str> {
-    let name = release
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
-    let name = name.trim_matches('"');
-    (!name.is_empty()).then_some(name)
-}
-
-/// The package and what this machine lacks for it.
-fn needed(apt: &Apt, suite: &str) -> Result<Vec<String>> {
-    let mut ask = apt.command("apt-get");
-    ask.args(["--simulate", "--no-install-recommends", "-t", suite]);
-    let output = ask
-        .args(["install", PACKAGE])
-        .env("LC_ALL", "C")
-        .output()
-        .with_context(|| format!("run {}", described(&ask)))?;
-    let packages = installed_by(&String::from_utf8_lossy(&output.stdout));
-    if packages.is_empty() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "install {PROGRAM} by hand: apt-get knows no {PACKAGE}\n{}",
-            said.trim_end()
-        );
+    let mut wanted = of(&codename)?;
+    if wanted.version < OLDEST {
+        // Not each mirror has them, nor for ever.
+        match of(&format!("{codename} {codename}-backports")) {
+            Ok(newer) => wanted = newer,
+            Err(error) => {
+                println!(
+                    "{error:#}\nso QEMU {} is used, which is old",
+                    wanted.version
+                );
+                wanted = of(&codename)?;
+            }
+        }
     }
-    Ok(packages)
+    let mut download = wanted.apt.command("apt-get");
+    download.args(["-t", &wanted.suite, "download"]);
+    wanted.apt.unpack(download.args(&wanted.packages), folder)
+}
+
+/// The package and what this machine lacks for it, where apt has them.
+struct Wanted {
+    apt: Apt,
+    suite: String,
+    packages: Vec<String>,
+    version: Version,
+}
+
+impl Wanted {
+    fn of(apt: Apt, suite: &str) -> Result<Self> {
+        let mut ask = apt.command("apt-get");
+        ask.args(["--simulate", "--reinstall", "--no-install-recommends"]);
+        let output = ask
+            .args(["-t", suite, "install", PACKAGE])
+            .env("LC_ALL", "C")
+            .output()
+            .with_context(|| format!("run {}", described(&ask)))?;
+        let told = String::from_utf8_lossy(&output.stdout);
+        let version = version_in(&told).filter(|_| output.status.success());
+        let Some(version) = version else {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "install {PROGRAM} by hand: apt-get cannot get {PACKAGE} of {suite}\n{}\n{}",
+                told.trim_end(),
+                complaint.trim_end()
+            );
+        };
+        Ok(Self {
+            apt,
+            suite: suite.to_owned(),
+            packages: installed_by(&told),
+            version,
+        })
+    }
 }
 
 /// What apt-get says that it would install.
@@ -174,6 +201,16 @@ fn installed_by(simulated: &str) -> Vec<String> {
     let lines = simulated.lines();
     let names = lines.filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
     names.map(str::to_owned).collect()
+}
+
+/// In which version it would install the package.
+fn version_in(simulated: &str) -> Option<Version> {
+    let line = simulated
+        .lines()
+        .find_map(|line| line.strip_prefix("Inst ")?.strip_prefix(PACKAGE))?;
+    // Behind the version that is installed; the epoch stands before the version.
+    let version = line.split_once('(')?.1.split(' ').next()?;
+    Version::find(version.rsplit(':').next()?)
 }
 
 #[cfg(test)]
@@ -189,11 +226,21 @@ mod tests {
     }
 
     #[test]
-    fn a_release_of_debian_has_a_code_name() {
-        let text = "NAME=\"Debian GNU/Linux\"\nVERSION_CODENAME=bookworm\nID=debian\n";
-        assert_eq!(codename(text), Some("bookworm"));
-        assert_eq!(codename("VERSION_CODENAME=\"noble\"\n"), Some("noble"));
-        assert_eq!(codename("ID=other\nVERSION_CODENAME=\n"), None);
-        assert_eq!(codename(""), None);
+    fn the_version_to_be_installed_is_read_from_what_apt_says() {
+        for (said, expected) in [
+            (
+                "Inst qemu-system-data (1:7.2 Debian:12)\nInst qemu-system-x86 (1:7.2+dfsg-7 \
+                 Debian:12/oldstable [amd64])\n",
+                Some(Version::new(7, 2, 0)),
+            ),
+            (
+                "Inst qemu-system-x86 [1:7.2+dfsg-7] (1:10.0.2+ds-2~bpo12+1 Debian [amd64])\n",
+                Some(Version::new(10, 0, 2)),
+            ),
+            ("Inst other (1:10.0 Debian)\n", None),
+            ("", None),
+        ] {
+            assert_eq!(version_in(said), expected, "{said}");
+        }
     }
 }
