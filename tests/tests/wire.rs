@@ -31,8 +31,10 @@ const PACE: Pace = Pace {
     limit: 10,
     per_second: 5,
 };
-/// So many wait ahead, so that the next one is deferred for about 3 s.
-const AHEAD: u32 = 14;
+/// So many wait ahead, so that the next two are deferred for about 2.5 s: TCP asks again
+/// after 1, 2 and 3 s, or 1 and 3, and is not to do so in the moment between release and
+/// answer.
+const AHEAD: u32 = 11;
 
 fn fill_the_queue(lab: &Lab) -> Attempts {
     lab.dial((0..10 + AHEAD).map(dead))
