@@ -166,11 +166,8 @@ impl Due {
     /// was the one before it that was late.
     fn lateness(&mut self, came_ns: u64) -> Duration {
         let late_ns = came_ns.saturating_sub(self.next_ns);
-        let from_ns = if late_ns == 0 {
-            came_ns
-        } else {
-            self.next_ns.max(came_ns.saturating_sub(self.made_up_ns()))
-        };
+        let earliest_ns = came_ns.saturating_sub(self.made_up_ns());
+        let from_ns = self.next_ns.clamp(earliest_ns, came_ns);
         self.next_ns = from_ns + self.interval_ns;
         Duration::from_nanos(late_ns)
     }

@@ -7,11 +7,7 @@
 
 use nix::{
     libc,
-    sys::signal::{
-        Signal::{self, SIGHUP, SIGINT, SIGKILL, SIGTERM},
-        kill,
-    },
-    unistd::Pid,
+    sys::signal::Signal::{self, SIGHUP, SIGINT, SIGKILL, SIGTERM},
 };
 use std::{
     collections::BTreeSet,
@@ -35,7 +31,7 @@ use throttle_tests::{
     process::Finished,
     throttle_cmd::Running,
     wait::wait_at_most,
-    wait_for, wait_until,
+    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -936,12 +932,7 @@ fn help_and_version_go_to_stdout() {
 fn it_may_be_stopped_and_continued() {
     let namespace = namespace(&["eth0"]);
     let at_work = AtWork::start(&namespace, &["-i", "eth0"]);
-    let pid = Pid::from_raw(i32::try_from(at_work.running.pid()).unwrap());
-    kill(pid, Signal::SIGSTOP).unwrap();
-    wait_for("it to be stopped", SOON, || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.contains(") T ").then_some(())
-    });
-    kill(pid, Signal::SIGCONT).unwrap();
+    at_work.running.signal(Signal::SIGSTOP);
+    at_work.running.signal(Signal::SIGCONT);
     assert_eq!(at_work.end_by(SIGTERM).code(), OK);
 }

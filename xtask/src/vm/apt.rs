@@ -37,7 +37,7 @@ pub(super) fn has_archive() -> bool {
 
 /// The code name of the Debian that this machine gets packages of.
 pub(super) fn codename() -> Result<String> {
-    codename_of(&told()?).with_context(no_archive)
+    codename_of(&told()?).context(NO_ARCHIVE)
 }
 
 /// What apt tells of this machine's sources, a line each: the archive's name for itself,
@@ -52,10 +52,9 @@ fn told() -> Result<String> {
     Ok(String::from_utf8_lossy(&told.stdout).into_owned())
 }
 
-fn no_archive() -> &'static str {
-    "find Debian's archive: this machine's sources of packages do not name it; run `apt-get \
-     update` if that was never done"
-}
+/// Why nothing can be fetched.
+const NO_ARCHIVE: &str = "find Debian's archive: this machine's sources of packages do not name it; \
+                          run `apt-get update` if that was never done";
 
 /// The sources of this label, from what apt tells: code names and places.
 fn labelled<'a>(told: &'a str, label: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
@@ -110,7 +109,7 @@ impl Apt {
         let sources = apt.folder.join("parts/vm.sources");
         let text = sources_of(&told()?, suites);
         if text.is_empty() {
-            bail!(no_archive());
+            bail!(NO_ARCHIVE);
         }
         fs::write(&sources, text).with_context(|| format!("write {}", sources.display()))?;
         let mut update = apt.command("apt-get");

@@ -46,6 +46,18 @@ impl Qemu {
     /// The machine's own if it is new enough, else the unpacked one, fetched if it is
     /// not there. If none can be had that is new enough, one that is not.
     pub(super) fn fetched() -> Result<Self> {
+        let qemu = Self::found()?;
+        if qemu.version < OLDEST {
+            println!(
+                "QEMU {} emulates both CPUs in one thread, which is slow: install {PROGRAM} \
+                 {OLDEST} or later for one thread each",
+                qemu.version
+            );
+        }
+        Ok(qemu)
+    }
+
+    fn found() -> Result<Self> {
         let own = tools::program(PROGRAM).and_then(|program| Self::at(program, None).ok());
         if let Some(own) = own.as_ref().filter(|own| own.version >= OLDEST) {
             return Ok(own.clone());
@@ -60,7 +72,7 @@ impl Qemu {
         match (fetched, own) {
             (Ok(fetched), _) => Ok(fetched),
             (Err(error), Some(own)) => {
-                println!("{error:#}\nso this machine's own is used, which is old");
+                println!("no other QEMU than this machine's own: {error:#}");
                 Ok(own)
             }
             (Err(error), None) => Err(error).with_context(|| format!("get {PROGRAM}")),
@@ -139,20 +151,15 @@ fn fetch(folder: &Path) -> Result<()> {
             main: suites,
             security: &security,
         };
-        Wanted::of(Apt::updated("qemu", suites)?, suites.last())
+        let name = format!("qemu-{}", suites.last());
+        Wanted::of(Apt::updated(&name, suites)?, suites.last())
     };
     let mut wanted = of(&codename)?;
     if wanted.version < OLDEST {
         // Not each mirror has them, nor for ever.
         match of(&format!("{codename} {codename}-backports")) {
             Ok(newer) => wanted = newer,
-            Err(error) => {
-                println!(
-                    "{error:#}\nso QEMU {} is used, which is old",
-                    wanted.version
-                );
-                wanted = of(&codename)?;
-            }
+            Err(error) => println!("no QEMU of {codename}-backports: {error:#}"),
         }
     }
     let mut download = wanted.apt.command("apt-get");
